@@ -1,0 +1,1 @@
+"""The backends: each turns one request into one answer (`base.Backend`)."""

@@ -1,0 +1,96 @@
+"""What the engine asks of a backend, and the two records that cross that line.
+
+A backend turns one request into one answer and raises an `AttemptError` when it
+can't. It has no queue, no retries, no deadlines and no order: those are the
+engine's. Many `generate` calls may run at once, never more than `info.slots`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Protocol
+
+from scheduler.canonical import canonical_json
+from scheduler.types import FinishReason, Message, Request, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a started backend is.
+
+    Attributes:
+        kind: `llama_server`, `llama_inproc`, `openai` or `fake`.
+        slots: How many requests it answers at once.
+        context_per_slot: Most tokens of prompt and answer together, or None if unknown.
+        model: The model's name as the backend reports it.
+        build: The backend's version.
+        facts: What else the run's manifest should say, as plain JSON data.
+    """
+
+    kind: str
+    slots: int
+    context_per_slot: int | None
+    model: str
+    build: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hexadecimal) of all that its answers may depend on.
+
+        Neither where it is nor how many slots it has: those may change when a
+        broken run is mended.
+        """
+        identity = [self.kind, self.model, self.build, dict(self.facts)]
+        return sha256(canonical_json(identity).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """One answer as the backend gave it, before the schema check."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage = Usage()
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    reasoning: str = ""
+
+
+class Backend(Protocol):
+    """A model that answers requests."""
+
+    async def start(self) -> BackendInfo:
+        """Get ready and say what this backend is; called again, say the same.
+
+        Raises:
+            BackendUnavailable: It did not get ready in time.
+            ConfigError: It can't be used as configured.
+        """
+        ...
+
+    async def wait_ready(self) -> None:
+        """Return once requests can be sent again, after a failed connection.
+
+        Raises:
+            BackendUnavailable: It did not come back in time.
+        """
+        ...
+
+    async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
+        """Answer `request`, sampled with `seed`, on the slot with number `slot`.
+
+        Raises:
+            AttemptError: No answer; the subclass says why.
+        """
+        ...
+
+    async def count_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Return how many tokens `messages` are with the chat template, None if unknown."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back connections, threads and memory; may be called twice."""
+        ...

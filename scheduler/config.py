@@ -1,0 +1,227 @@
+"""The settings of the scheduler and its backends, and how they are read.
+
+pydantic models mirror the YAML files in `configs/`. Unknown keys, wrong types
+and impossible combinations become one `ConfigError` that names the key, the
+value and what is allowed. What belongs to SWARM is in `swarm_integration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlparse
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from scheduler.errors import ConfigError
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """One part of a configuration file; keys that it does not know are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True
+    )
+
+
+class SchedulerConfig(Section):
+    """How requests are packed, retried and given up."""
+
+    max_batch: Count = Field(16, description="Most requests ordered and handed over together.")
+    slots: Literal["auto"] | Count = Field(
+        "auto", description="How many run at once, per backend; auto takes what the server has."
+    )
+    on_failure: Literal["abort", "noop"] = Field(
+        "abort", description="End the run when a request fails for good, or go on and count it."
+    )
+    structured_output: bool = Field(
+        True, description="Send the output schema and check each answer against it."
+    )
+    max_reasks: Annotated[int, Field(ge=0, le=10, strict=True)] = Field(
+        2, description="How often an answer that breaks its schema is asked for again."
+    )
+    retry_budget: Annotated[int, Field(ge=0, strict=True)] = Field(
+        1000, description="Retries that the whole run may spend; when they are gone it ends."
+    )
+    retry_base_s: Seconds = Field(0.5, description="First pause before a retry, in seconds.")
+    retry_cap_s: Seconds = Field(30.0, description="Longest pause before a retry, in seconds.")
+    queue_limit: Count = Field(
+        4096, description="Most requests waiting at once; who brings more waits for room."
+    )
+
+
+class FakeConfig(Section):
+    """The fake backend: answers made from the request alone, for tests and dry runs."""
+
+    slots: Count = Field(4, description="How many requests it takes at once.")
+    context_per_slot: Count = Field(32768, description="Tokens that a slot holds.")
+    latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="Longest time an answer takes, in seconds; each draws its own."
+    )
+
+
+class BackendConfig(Section):
+    """Who answers the requests."""
+
+    kind: Literal["auto", "llama_server", "fake"] = Field(
+        "auto",
+        description="auto: each agent's own `llm:` block says which server; "
+        "any other kind serves all LLM agents of the run.",
+    )
+    base_url: str = Field(
+        "http://127.0.0.1:8080/v1", description="Address of the llama-server, http or https."
+    )
+    api_key_env: str | None = Field(
+        None, description="Name of the environment variable that holds the server's API key."
+    )
+    managed: bool = Field(
+        False, description="Start a llama-server with model_path for the run and stop it after."
+    )
+    model_path: Path | None = Field(
+        None, strict=False, description="GGUF file that a managed server loads."
+    )
+    n_gpu_layers: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="Layers of the model that a managed server puts on the GPU."
+    )
+    threads: Count | None = Field(
+        None, description="CPU threads of a managed server; by default the server decides."
+    )
+    context_per_slot: Literal["auto"] | Count = Field(
+        "auto", description="Tokens per slot of a managed server; auto fits the scenario."
+    )
+    thinking: bool | None = Field(
+        None, description="Let a thinking model think first; null leaves the template's default."
+    )
+    ready_timeout_s: Seconds = Field(
+        120.0, description="How long a server may take to get ready, in seconds."
+    )
+    fake: FakeConfig = FakeConfig()
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_http(cls, value: str) -> str:
+        return check_base_url(value)
+
+    @field_validator("model_path")
+    @classmethod
+    def _plain_path(cls, value: Path | None) -> Path | None:
+        if value is not None and ".." in value.parts:
+            raise ValueError("must not contain '..'")
+        if value is not None and value.suffix.lower() != ".gguf":
+            raise ValueError("must name a .gguf file")
+        return value
+
+    @model_validator(mode="after")
+    def _managed_has_model(self) -> BackendConfig:
+        if self.managed and self.kind != "llama_server":
+            raise ValueError("managed: true needs kind: llama_server")
+        if self.managed and self.model_path is None:
+            raise ValueError("managed: true needs model_path, the GGUF file to serve")
+        return self
+
+
+class LoggingConfig(Section):
+    """What is written about a run."""
+
+    prompts: bool = Field(
+        False, description="Write prompts and answers into inference.jsonl as well."
+    )
+
+
+def check_base_url(value: str) -> str:
+    """Return `value` without a trailing slash.
+
+    Raises:
+        ValueError: It is not an http or https address with a host.
+    """
+    parsed = urlparse(value)
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        raise ValueError("must be an http or https address such as http://127.0.0.1:8080/v1")
+    return value.rstrip("/")
+
+
+C = TypeVar("C", bound=Section)
+
+
+def load_config(model: type[C], path: Path | None, overrides: Mapping[str, Any]) -> C:
+    """Read a YAML file into `model`; `overrides` beat the file, the file the defaults.
+
+    Args:
+        model: The configuration class.
+        path: The file, or None for defaults alone.
+        overrides: Values by dotted key (`scheduler.slots`); None means not given.
+
+    Raises:
+        ConfigError: The file can't be read, or a value is not allowed.
+    """
+    data = {} if path is None else _read_yaml(path)
+    for key, value in overrides.items():
+        if value is not None:
+            _put(data, key, value)
+    return validate(model, data, source=str(path or "the command line"))
+
+
+def validate(model: type[C], data: Mapping[str, Any], *, source: str) -> C:
+    """Return `data` as a `model`.
+
+    Raises:
+        ConfigError: Each key that is wrong, its value and what is allowed.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        lines = [_explain(error, model) for error in exc.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from exc
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"configuration {path} can't be read: {exc}") from exc
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"configuration {path} is not YAML: {exc}") from exc
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"configuration {path} must be a mapping with keys such as scheduler:")
+    return data
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{section} must be a mapping, got {inner!r}")
+        data = inner
+    data[name] = value
+
+
+def _explain(error: Any, model: type[Section]) -> str:
+    place = [
+        str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int")
+    ]
+    key = ".".join(place) or "the configuration"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(model, place[:-1]))
+        return f"unknown key {key!r} (known here: {known})"
+    reason = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+    return f"{key}{given}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
+    for part in place:
+        annotation = model.model_fields[part].annotation
+        model = next(
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    return sorted(model.model_fields)

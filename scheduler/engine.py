@@ -1,0 +1,288 @@
+"""The engine: queues requests, runs them on slots, hands completions back in order.
+
+`run_step` and `submit` put entries into a lane's queue; `_dispatch` pairs free
+slots with entries whenever either changes; `_serve` is one entry's life on its
+slots; what it asks there is in `answering.py`. Only this module changes slots and
+settles entries. What runs next is decided in `plan.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from scheduler.answering import Answering
+from scheduler.backends.base import Backend, BackendInfo
+from scheduler.config import SchedulerConfig
+from scheduler.errors import (
+    AttemptError,
+    ConfigError,
+    RunEndingError,
+    SchedulerClosed,
+    SchedulerError,
+)
+from scheduler.events import Events, milliseconds
+from scheduler.journal import Journal
+from scheduler.lane import Entry, Lane
+from scheduler.observe import EventLog, RunStats
+from scheduler.retry import RetryBudget, RetryDecision
+from scheduler.step import Step
+from scheduler.structured import SchemaChecker
+from scheduler.types import Completion, Request
+
+
+class Scheduler:
+    """Runs requests on one or several backends; use it as `async with`.
+
+    Args:
+        backends: Who answers, by the name that requests give; one backend alone
+            is named `default`.
+        config: Window, slots, retries and what a failure means.
+        log: Where events go (`request.settled`, ...); nowhere if not given.
+        journal: Keeps each answer before it is used, and answers what it has; it is
+            opened and closed by whoever made it.
+    """
+
+    def __init__(
+        self,
+        backends: Backend | Mapping[str, Backend],
+        config: SchedulerConfig | None = None,
+        *,
+        log: EventLog | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self._backends = dict(backends) if isinstance(backends, Mapping) else {"default": backends}
+        self._config = config or SchedulerConfig()
+        self.stats = RunStats()
+        self._events = Events(log, self.stats)
+        self._budget = RetryBudget(self._config.retry_budget)
+        self._checker = SchemaChecker()
+        self._answering = Answering(self._config, self._checker, self._events, self, journal)
+        self._lanes: dict[str, Lane] = {}
+        self._steps: set[Step] = set()
+        self._fatal: SchedulerError | None = None
+        self._idle = anyio.Event()
+        self._open = False
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {list(self._lanes.values())}>"
+
+    @property
+    def info(self) -> dict[str, BackendInfo]:
+        """What each backend said at its start."""
+        return {name: lane.info for name, lane in self._lanes.items()}
+
+    @property
+    def lanes(self) -> Mapping[str, Lane]:
+        """The backends' slots and queues, to look at."""
+        return self._lanes
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests hold a slot now."""
+        return sum(lane.in_flight for lane in self._lanes.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, nothing waits and no step is under way."""
+        return not self._steps and all(lane.idle for lane in self._lanes.values())
+
+    async def __aenter__(self) -> Self:
+        """Start the backends and open for requests.
+
+        Raises:
+            ConfigError: More slots are configured than a backend has.
+            BackendUnavailable: A backend did not get ready.
+        """
+        for name, backend in self._backends.items():
+            info = await backend.start()
+            self._lanes[name] = Lane(name, backend, info, self._config)
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish what was asked, or on an exception stop it; backends stay open."""
+        self._open = False
+        try:
+            if exc is None:
+                await self.drain()
+        finally:
+            if not self.idle:
+                self._abort(SchedulerClosed("the scheduler was closed while requests were waiting"))
+                self._tasks.cancel_scope.cancel()
+            # A task group wraps what it is told of into an exception group: tell it nothing.
+            await self._tasks.__aexit__(None, None, None)
+
+    async def drain(self) -> None:
+        """Return once nothing runs, nothing waits and no step is under way."""
+        while not self.idle:
+            await self._idle.wait()
+
+    async def submit(self, request: Request) -> Completion:
+        """Run one request; see `run_step`."""
+        return (await self.run_step([request]))[0]
+
+    async def run_step(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run `requests` and return their completions in the order of `requests`.
+
+        Cancelling the caller withdraws what waits and stops what is in flight.
+
+        Raises:
+            StepAborted: A request failed for good and `on_failure` is `abort`. What
+                was in flight then was still finished.
+            RunEndingError: The run's retries are spent, or the journal can't be written.
+            SchedulerClosed: The scheduler is not open.
+            ConfigError: A request names an unknown backend or a bad schema.
+        """
+        self._check(requests)
+        if not self._config.structured_output:
+            requests = [replace(request, schema=None) for request in requests]
+        step = Step(requests)
+        self._steps.add(step)
+        try:
+            await self._enqueue(step, requests)
+            await step.wait()
+        except BaseException:
+            self._end(step, in_flight_too=True)
+            raise
+        finally:
+            self._steps.discard(step)
+            self._note_idle()
+        completions = step.completions()
+        self._events.step_settled(step.size)
+        return completions
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+        if not self._open:
+            raise SchedulerClosed(
+                "the scheduler is not open: use it as `async with Scheduler(...)`"
+            )
+        for request in requests:
+            if request.backend not in self._lanes:
+                known = ", ".join(sorted(self._lanes))
+                raise ConfigError(f"{request.label}: no backend {request.backend!r}; has: {known}")
+            if request.schema is not None:
+                self._checker.prepare(request.schema)
+
+    async def _enqueue(self, step: Step, requests: Sequence[Request]) -> None:
+        """Queue `requests`, waiting for room where a queue is full."""
+        lanes = [self._lanes[name] for name in dict.fromkeys(r.backend for r in requests)]
+        for request in requests:
+            lane = self._lanes[request.backend]
+            if lane.queue.full:
+                for each in lanes:
+                    self._dispatch(each)
+                await lane.queue.wait_room()
+                if step.failed:
+                    return
+            entry = Entry(request, step, queued_at=anyio.current_time())
+            step.add(entry)
+            recalled = self._answering.recall(lane, entry)
+            if recalled is not None:
+                self._settle(entry, recalled)
+                continue
+            lane.queue.put(entry)
+            self._events.queued(lane, request)
+        for lane in lanes:
+            self._dispatch(lane)
+
+    def _dispatch(self, lane: Lane) -> None:
+        """Start every request that a free slot can take; called on each change."""
+        for entry in lane.assign():
+            if entry.got_slot is not None:
+                entry.got_slot.set()
+            else:
+                entry.dispatched = True
+                entry.queue_ms = milliseconds(anyio.current_time() - entry.queued_at)
+                self._tasks.start_soon(self._serve, lane, entry)
+        self.stats.saw_in_flight(self.in_flight)
+
+    async def _serve(self, lane: Lane, entry: Entry) -> None:
+        """One entry's life from its first slot to its settlement."""
+        completion: Completion | None = None
+        try:
+            with entry.scope:
+                completion = await self._answering.complete(lane, entry)
+        except RunEndingError as exc:
+            self._abort(exc)
+        finally:
+            lane.release(entry)
+            self._settle(entry, completion)
+            self._dispatch(lane)
+            self._note_idle()
+
+    async def hold(self, lane: Lane, entry: Entry) -> None:
+        """Return once `entry` has a slot: the one it holds, or the next free one."""
+        if entry.slot is not None:
+            return
+        if entry.wait_ready:
+            await lane.backend.wait_ready()
+            entry.wait_ready = False
+        entry.got_slot = anyio.Event()
+        lane.give_back(entry)
+        self._dispatch(lane)
+        await entry.got_slot.wait()
+
+    def pause(
+        self, lane: Lane, entry: Entry, error: AttemptError, decision: RetryDecision, pause_s: float
+    ) -> None:
+        """Free the slot of `entry` for others while it waits for its next attempt."""
+        if entry.owner.failed:
+            entry.scope.cancel()  # what was in flight may finish, but is not tried again
+            return
+        self._budget.spend()
+        self._events.retried(entry, error, pause_s)
+        entry.wait_ready = decision.wait_ready
+        lane.release(entry)
+        self._dispatch(lane)
+
+    def _settle(self, entry: Entry, completion: Completion | None) -> None:
+        """Record how `entry` ended; a failure may end its step."""
+        step = entry.owner
+        step.settle(entry, completion)
+        self._events.settled(entry, completion)
+        if step.failed:
+            return
+        if completion is None:
+            self._end(step, SchedulerClosed(f"{entry.request.label} was cancelled from outside"))
+        elif completion.error is not None and self._config.on_failure == "abort":
+            self._end(step)
+
+    def _abort(self, error: SchedulerError) -> None:
+        """End every step with `error`; what is in flight may finish."""
+        if self._fatal is None:
+            self._fatal = error
+            self._events.aborted(error)
+        for step in list(self._steps):
+            self._end(step, error)
+
+    def _end(
+        self, step: Step, error: SchedulerError | None = None, *, in_flight_too: bool = False
+    ) -> None:
+        """Take a failed step's entries out: those that wait, and if asked those that run."""
+        step.fail(error)
+        for entry in step.entries:
+            if entry.settled:
+                continue
+            if not entry.dispatched:
+                self._lanes[entry.request.backend].withdraw(entry)
+                self._settle(entry, None)
+            elif entry.slot is None or in_flight_too:
+                entry.scope.cancel()
+
+    def _note_idle(self) -> None:
+        if self.idle:
+            self._idle.set()
+            self._idle = anyio.Event()

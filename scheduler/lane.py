@@ -1,0 +1,178 @@
+"""One backend's part of the engine: its slots, its queue and its current plan.
+
+Only the engine calls it, and nothing here waits: `assign` is the step that pairs
+free slots with requests and returns what is to be started.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+from scheduler.backends.base import Backend, BackendInfo
+from scheduler.config import SchedulerConfig
+from scheduler.errors import ConfigError
+from scheduler.plan import Plan
+from scheduler.queue import WaitingQueue
+from scheduler.types import Answer, Completion, Request
+
+if TYPE_CHECKING:
+    from scheduler.step import Step
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A request on its way through the engine; it settles exactly once.
+
+    Attributes:
+        request: What is asked.
+        owner: The step that waits for it.
+        queued_at: When it was put into the queue (monotonic seconds).
+        dispatched: Whether it has been given a slot, once or more often.
+        queue_ms: How long it waited for the first one, in milliseconds.
+        slot: The slot it holds, or None.
+        last_slot: The slot it held last, or -1.
+        answers: What was answered so far, from the journal or by the backend.
+        attempts: Attempts dispatched so far.
+        wait_ready: Whether the backend's health is to be asked before the next one.
+        got_slot: Set when a slot is assigned after a pause.
+        scope: Cancels its task, once there is one.
+        settled: Whether it has left the engine.
+        completion: How it was settled; None as long as it is not, or when withdrawn.
+    """
+
+    request: Request
+    owner: Step
+    queued_at: float
+    dispatched: bool = False
+    queue_ms: float = 0.0
+    slot: int | None = None
+    last_slot: int = -1
+    answers: list[Answer] = field(default_factory=list)
+    attempts: int = 0
+    wait_ready: bool = False
+    got_slot: anyio.Event | None = None
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    settled: bool = False
+    completion: Completion | None = None
+
+
+class Lane:
+    """The slots of one backend and the requests that wait for them.
+
+    Args:
+        name: The name by which requests choose this backend.
+        backend: Who answers.
+        info: What the backend said at its start.
+        config: Slots, window and length of the queue.
+
+    Raises:
+        ConfigError: More slots are configured than the backend has.
+    """
+
+    def __init__(
+        self, name: str, backend: Backend, info: BackendInfo, config: SchedulerConfig
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        self.info = info
+        self.slots = _slots(name, config.slots, info)
+        self.batches = 0
+        self.queue: WaitingQueue[Entry] = WaitingQueue(config.queue_limit)
+        self._max_batch = config.max_batch
+        self._plan: Plan[Entry] = Plan(request_of=_request_of)
+        self._returning: deque[Entry] = deque()
+        self._free = list(range(self.slots))
+        self._warm: dict[int, str] = {}
+        self._resident: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lane {self.name}: {self.in_flight} of {self.slots} slots busy, "
+            f"{len(self._returning)} returning, {len(self._plan)} planned, "
+            f"{len(self.queue)} queued>"
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are taken."""
+        return self.slots - len(self._free)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not (self.in_flight or self._returning or len(self._plan) or len(self.queue))
+
+    def assign(self) -> list[Entry]:
+        """Give each free slot its next request and return those, slots filled in.
+
+        Requests that come back after a failed attempt go first, then the plan; a
+        new plan is made from the queue when the last one is used up.
+        """
+        assigned: list[Entry] = []
+        while self._free:
+            entry = self._next_for(self._free[0])
+            if entry is None:
+                break
+            slot = heapq.heappop(self._free)
+            entry.slot = entry.last_slot = slot
+            self._mark_warm(slot, entry.request.group)
+            assigned.append(entry)
+        return assigned
+
+    def release(self, entry: Entry) -> None:
+        """Take the slot back from `entry`, or its place among those that return."""
+        if entry.slot is not None:
+            heapq.heappush(self._free, entry.slot)
+            entry.slot = None
+        elif entry in self._returning:
+            self._returning.remove(entry)
+
+    def give_back(self, entry: Entry) -> None:
+        """Queue an entry again after a failed attempt, before all planned ones."""
+        self._returning.append(entry)
+
+    def withdraw(self, entry: Entry) -> bool:
+        """Forget an entry that never had a slot; return whether it was waiting here."""
+        return self.queue.withdraw(entry) or self._plan.withdraw(entry)
+
+    def _next_for(self, slot: int) -> Entry | None:
+        if self._returning:
+            return self._returning.popleft()
+        if not self._plan:
+            window = self.queue.take(self._max_batch)
+            if not window:
+                return None
+            self._plan = Plan(window, request_of=_request_of)
+            self.batches += 1
+        return self._plan.take(self._warm.get(slot), self._resident)
+
+    def _mark_warm(self, slot: int, group: str) -> None:
+        before = self._warm.get(slot)
+        if before == group:
+            return
+        if before is not None:
+            self._resident[before] -= 1
+            if not self._resident[before]:
+                del self._resident[before]
+        self._warm[slot] = group
+        self._resident[group] += 1
+
+
+def _slots(name: str, configured: int | str, info: BackendInfo) -> int:
+    if isinstance(configured, str):
+        return info.slots
+    if configured > info.slots:
+        raise ConfigError(
+            f"scheduler.slots is {configured}, but backend {name!r} ({info.model}) has "
+            f"{info.slots}. Lower it, or start the server with --parallel {configured}"
+        )
+    return configured
+
+
+def _request_of(entry: Entry) -> Request:
+    return entry.request

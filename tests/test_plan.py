@@ -1,0 +1,107 @@
+"""The plan against a plain list: each item once, groups together, long work first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from questions import question
+
+from scheduler.plan import PREFILL_CHARS_PER_DECODE_TOKEN, Plan, cost
+from scheduler.types import Request, Sampling
+
+WINDOW = st.lists(
+    st.builds(
+        lambda agent, group, tokens: question(
+            agent, prefix_group=group, sampling=Sampling(max_tokens=tokens)
+        ),
+        st.integers(0, 99),
+        st.sampled_from("abc"),
+        st.integers(1, 4),
+    ),
+    max_size=20,
+    unique_by=lambda request: request.agent_id,
+)
+
+
+def plan_of(window: list[Request]) -> Plan[Request]:
+    return Plan(window, request_of=lambda request: request)
+
+
+def asked(agent: int, group: str, max_tokens: int = 10) -> Request:
+    return question(agent, prefix_group=group, sampling=Sampling(max_tokens=max_tokens))
+
+
+def all_of(plan: Plan[Request]) -> list[str]:
+    return [plan.take(None, ()).agent_id[-1] for _ in range(len(plan))]
+
+
+@given(
+    WINDOW,
+    st.lists(st.tuples(st.sampled_from([None, "a", "b", "x"]), st.sets(st.sampled_from("abc")))),
+)
+def test_each_item_is_taken_once(
+    window: list[Request], slots: list[tuple[str | None, set[str]]]
+) -> None:
+    plan = plan_of(window)
+    taken = []
+    for i in range(len(window)):
+        assert len(plan) == len(window) - i
+        warm, resident = slots[i % len(slots)] if slots else (None, set())
+        left = [request for request in window if request not in taken]
+        item = plan.take(warm, resident)
+        if warm in {request.group for request in left}:
+            assert item.group == warm
+        elif {request.group for request in left} - resident:
+            assert item.group not in resident
+        group = [request for request in left if request.group == item.group]
+        assert cost(item) == max(cost(request) for request in group)
+        assert item == next(request for request in group if cost(request) == cost(item))
+        taken.append(item)
+    with pytest.raises(LookupError, match="used up"):
+        plan.take(None, ())
+
+
+@given(WINDOW, st.data())
+def test_withdrawn_items_are_gone(window: list[Request], data: st.DataObject) -> None:
+    plan = plan_of(window)
+    gone = data.draw(st.lists(st.sampled_from(window), unique_by=id)) if window else []
+    for request in gone:
+        assert plan.withdraw(request)
+        assert not plan.withdraw(request)
+    left = {plan.take(None, ()).agent_id for _ in range(len(plan))}
+    assert left == {r.agent_id for r in window} - {r.agent_id for r in gone}
+
+
+@given(WINDOW)
+def test_a_plan_is_a_function_of_its_window(window: list[Request]) -> None:
+    assert all_of(plan_of(window)) == all_of(plan_of(list(window)))
+
+
+def test_the_group_with_most_work_goes_first() -> None:
+    plan = plan_of([asked(0, "a"), asked(1, "b"), asked(2, "b"), asked(3, "a", 500)])
+    assert repr(plan) == "<Plan 4 in [a:2, b:2]>"
+    assert all_of(plan) == ["3", "0", "1", "2"]
+
+
+def test_equal_work_keeps_the_order_of_arrival() -> None:
+    assert all_of(plan_of([asked(i, "ba"[i % 2]) for i in range(6)])) == list("024135")
+
+
+def test_slots_share_the_groups_out() -> None:
+    plan = plan_of([asked(0, "a", 99), asked(1, "b"), asked(2, "a", 98)])
+    assert plan.take("z", {"z"}).group == "a"
+    assert plan.take("y", {"y", "a"}).group == "b"
+    assert plan.take("b", {"a", "b"}).group == "a"
+
+
+def test_withdrawing_a_stranger_changes_nothing() -> None:
+    plan = plan_of([asked(0, "a")])
+    assert not plan.withdraw(asked(1, "b"))
+    assert not plan.withdraw(asked(1, "a"))
+    assert len(plan) == 1
+
+
+def test_cost_counts_prompt_and_answer() -> None:
+    request = asked(0, "a", 7)
+    assert cost(request) == request.prompt_chars + 7 * PREFILL_CHARS_PER_DECODE_TOKEN
