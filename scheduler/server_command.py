@@ -1,0 +1,166 @@
+"""What a managed llama-server is asked for: which program, which flags, which environment.
+
+Pure but for a look at PATH and at the model file. `scheduler.server` runs what is decided here,
+and `scheduler.xllamacpp_server` understands the same flags; no other module picks one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from scheduler.errors import ConfigError, ServerError
+
+Profile = Literal["fast", "invariant"]
+
+# By path, because `-m` would first import all of `scheduler`, half a second at each start; with
+# -P, because this directory's `types` and `queue` would hide the standard ones.
+CHILD = (sys.executable, "-P", str(Path(__file__).with_name("xllamacpp_server.py")))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """What a server is to run.
+
+    Attributes:
+        ctx_per_slot: Tokens of context per slot; the server rounds it up to a multiple of 256.
+        host: A loopback address: a managed server has no key and serves one run.
+        port: 0 picks a free one.
+        threads: None leaves the number to the server.
+        profile: `fast`, or `invariant` for bits that do not depend on what shares a batch.
+        alias: The model name that the server reports.
+    """
+
+    model_path: Path
+    slots: int
+    ctx_per_slot: int
+    host: str = "127.0.0.1"
+    port: int = 0
+    threads: int | None = None
+    n_gpu_layers: int = 0
+    profile: Profile = "fast"
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBinary:
+    """A server program and the words that start it."""
+
+    kind: Literal["llama-server", "llama serve", "xllamacpp"]
+    argv: tuple[str, ...]
+
+
+def find_server(explicit: str | None = None) -> ServerBinary:
+    """Find a server: `explicit`, LLAMA_SERVER, `llama-server`, `llama`, the xllamacpp wheel.
+
+    Args:
+        explicit: A path, a command on PATH, or `xllamacpp` for the wheel.
+
+    Raises:
+        ServerError: there is none, or not the one that was named.
+    """
+    named = explicit or os.environ.get("LLAMA_SERVER")
+    wheel = ServerBinary("xllamacpp", CHILD) if find_spec("xllamacpp") else None
+    if named:
+        found = wheel if named == "xllamacpp" else _native(named)
+        if found is None:
+            source = "the configuration" if explicit else "LLAMA_SERVER"
+            raise ServerError(f"{source} names {named!r}, which can't be run. Give an executable.")
+        return found
+    native = _native("llama-server") or _native("llama", scripts=False)
+    if found := native or wheel:
+        return found
+    raise ServerError(
+        "no llama-server was found. Get one with `brew install llama.cpp`, `winget install "
+        "llama.cpp`, https://github.com/ggml-org/llama.cpp/releases, or `pip install "
+        '"swarm-inference-scheduler[server]"`; or name one with LLAMA_SERVER.'
+    )
+
+
+def _native(name: str, *, scripts: bool = True) -> ServerBinary | None:
+    # Not Path.expanduser: Path drops the `./` that tells a file from a command on PATH.
+    found = shutil.which(os.path.expanduser(name))  # noqa: PTH111  # see above
+    if found is None:
+        return None
+    path = Path(found).absolute()
+    # Other tools install a `llama` too, as a Python script; llama.cpp's is a binary.
+    if not scripts and path.read_bytes()[:2] == b"#!":
+        return None
+    if path.stem == "llama":
+        return ServerBinary("llama serve", (str(path), "serve"))
+    return ServerBinary("llama-server", (str(path),))
+
+
+def server_flags(spec: ServerSpec) -> list[str]:
+    """The flags for `spec`, in llama-server's own spelling, whichever program runs it."""
+    flags = ["--model", str(spec.model_path), "--host", spec.host, "--port", str(spec.port)]
+    # The server divides the context among its slots.
+    flags += ["--parallel", str(spec.slots), "--ctx-size", str(spec.slots * spec.ctx_per_slot)]
+    # Always given: by default the server offloads what fits, which changes the arithmetic.
+    flags += ["--n-gpu-layers", str(spec.n_gpu_layers)]
+    # A stream per slot: a unified one that overflows fails every active request.
+    flags += ["--no-kv-unified"]
+    # With a prompt cache in RAM, pinning a request to a busy slot corrupts what runs there.
+    flags += ["--cache-ram", "0"]
+    # Idle slots keep their prefix where it is, instead of copying whole slots about.
+    flags += ["--no-cache-idle-slots"]
+    flags += ["--flash-attn", "on"]
+    # What is asked of a server under load: how many slots are busy, how many tokens it has done.
+    flags += ["--slots", "--metrics"]
+    # The model's own chat template; older builds guess one without it.
+    flags += ["--jinja"]
+    if spec.threads is not None:
+        flags += ["--threads", str(spec.threads)]
+    if spec.alias is not None:
+        flags += ["--alias", spec.alias]
+    if spec.profile == "invariant":
+        # Measured, with quantized weights, to give the same bits whatever shares a batch. Repacked
+        # matrices pick their kernel by groups of 4 rows.
+        flags += ["--no-repack", "--cache-type-k", "bf16", "--cache-type-v", "bf16"]
+    return flags
+
+
+def server_environment(spec: ServerSpec) -> dict[str, str]:
+    """The variables that `spec` adds to the server's environment."""
+    if spec.profile == "invariant":
+        # Tiled K-quant kernels take over from 8 rows up; no flag turns them off.
+        return {"GGML_CPU_TILED_MM": "0"}
+    return {}
+
+
+def check_spec(spec: ServerSpec) -> None:
+    """Refuse what no server could run.
+
+    Raises:
+        ConfigError: what is wrong, with which key, and what to do.
+    """
+    for key, number in (("slots", spec.slots), ("ctx_per_slot", spec.ctx_per_slot)):
+        if number < 1:
+            raise ConfigError(f"{key} is {number}, but a server needs 1 or more.")
+    if spec.threads is not None and spec.threads < 1:
+        raise ConfigError(f"threads is {spec.threads}; give 1 or more, or leave it out.")
+    try:
+        loopback = ip_address(spec.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigError(f"host is {spec.host!r}; a managed server listens on 127.0.0.1 or ::1.")
+    try:
+        with spec.model_path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as exc:
+        raise ConfigError(
+            f"model_path {spec.model_path} can't be read ({exc.strerror}); give a GGUF file."
+        ) from exc
+    if magic != b"GGUF":
+        raise ConfigError(
+            f"model_path {spec.model_path} is not a GGUF file (it begins with {magic!r}); "
+            "download it again, or convert it with llama.cpp."
+        )
+    # `invariant` does not hold for F16, BF16 and F32 weights: their refusal belongs here.
