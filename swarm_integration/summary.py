@@ -1,0 +1,47 @@
+"""The inference summary that is printed after a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(
+    stats: dict[str, Any], *, batches: int, rounds: int, wall_s: float, slots: dict[str, int]
+) -> str:
+    """Return the summary as lines of text.
+
+    Args:
+        stats: `RunStats.summary()`.
+        batches: How many windows were planned.
+        rounds: How many rounds of questions were asked.
+        wall_s: How long the simulation took, in seconds.
+        slots: Slots by backend.
+    """
+    per_s = stats["completion_tokens"] / wall_s if wall_s > 0 else 0.0
+    rows = [
+        (
+            "requests",
+            f"{stats['requests']} ({stats['answered_ok']} valid, {stats['invalid']} invalid, "
+            f"{stats['failures']} failed)",
+        ),
+        ("retries", f"{stats['retries']}, asked again: {stats['reasks']}"),
+        ("rounds, batches", f"{rounds} rounds, {batches} batches"),
+        ("slots", f"{sum(slots.values())}, most in flight: {stats['max_in_flight']}"),
+        ("queue", _time(stats["queue_ms"])),
+        ("prefill", _time(stats["prefill_ms"])),
+        ("decode", _time(stats["decode_ms"])),
+        (
+            "tokens",
+            f"{stats['prompt_tokens']} in ({stats['cached_tokens']} from cache), "
+            f"{stats['completion_tokens']} out, {per_s:.1f} out per second",
+        ),
+        ("wall time", f"{wall_s:.2f} s"),
+    ]
+    lines = [f"  {name:<16} {value}" for name, value in rows]
+    return "\n".join(["Inference", "-" * 60, *lines])
+
+
+def _time(spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return "not reported by the backend"
+    return f"median {spread['median']:.1f} ms, p95 {spread['p95']:.1f} ms"

@@ -1,0 +1,131 @@
+"""What is checked of the backends before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from simulations import ReplyingBackend, council, llm, on_loop, write_scenario
+
+from scheduler.backends.base import Backend, BackendInfo
+from scheduler.backends.fake import FakeBackend
+from scheduler.config import BackendConfig
+from scheduler.types import Message
+from swarm_integration.errors import FitnessError
+from swarm_integration.fitness import check_fitness, estimated_context, same_model
+from swarm_integration.scenario import Rehearsal, rehearse
+from swarm_integration.schemas import Instructions
+from swarm_integration.services import Fleet, muster
+
+
+class CountingBackend(FakeBackend):
+    """Counts tokens as told: all prompts alike, or not at all."""
+
+    def __init__(self, context: int, tokens: int | None) -> None:
+        super().__init__(2, context)
+        self._tokens = tokens
+        self.counted: list[Sequence[Message]] = []
+
+    async def count_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        self.counted.append(messages)
+        return self._tokens
+
+
+def rehearsed(tmp_path: Path, *agents: object) -> tuple[Rehearsal, Fleet]:
+    rehearsal = rehearse(write_scenario(tmp_path / "s.yaml", agents), {})
+    return rehearsal, muster(rehearsal, BackendConfig(kind="fake"), managed_url=None)
+
+
+def check(rehearsal: Rehearsal, fleet: Fleet, backend: Backend, *, named: bool = False) -> None:
+    served = Fleet({"default": backend}, fleet.services, names_must_match=named)
+    on_loop(lambda: check_fitness(rehearsal, served, Instructions()))
+
+
+def test_context_must_hold_prompt_growth_and_answer(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=200))
+    with pytest.raises(FitnessError) as caught:
+        check(rehearsal, fleet, CountingBackend(1000, 700))
+    message = str(caught.value)
+    assert "holds 1000 tokens" in message
+    assert "llm_1" in message
+    assert "first prompt 700" in message
+    assert "answer 200" in message
+    assert "--parallel 2 --ctx-size" in message
+
+
+def test_what_the_message_says_to_type_is_enough(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=200))
+    with pytest.raises(FitnessError) as caught:
+        check(rehearsal, fleet, CountingBackend(1000, 700))
+    total = int(str(caught.value).split("--ctx-size ")[1].split(",")[0])
+    check(rehearsal, fleet, CountingBackend(total // 2, 700))
+
+
+def test_growth_is_part_of_what_is_needed(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=200))
+    with pytest.raises(FitnessError, match="growth"):
+        check(rehearsal, fleet, CountingBackend(900, 700))
+
+
+def test_each_kind_of_prompt_is_counted_once(tmp_path: Path) -> None:
+    """Four agents of two personas, act and accept: four system prompts."""
+    rehearsal, fleet = rehearsed(tmp_path, llm(2, persona="honest"), llm(2, persona="open"))
+    backend = CountingBackend(30000, 700)
+    check(rehearsal, fleet, backend)
+    assert len(backend.counted) == 4
+
+
+def test_longest_answer_counts(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=10), llm(max_tokens=2000))
+    with pytest.raises(FitnessError, match="llm_2"):
+        check(rehearsal, fleet, CountingBackend(2000, 700))
+
+
+def test_backend_that_cannot_count_or_has_no_limit_is_taken(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm())
+    check(rehearsal, fleet, CountingBackend(10, None))
+    check(rehearsal, fleet, ReplyingBackend(lambda request, put: ""))
+
+
+def test_wrong_model_is_refused_with_both_names(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(model="mine"))
+    with pytest.raises(FitnessError, match=r"llm_1 names the model 'mine'.*'fake'.*model: fake"):
+        check(rehearsal, fleet, FakeBackend(), named=True)
+    check(rehearsal, fleet, FakeBackend(), named=False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served", "same"),
+    [
+        ("llama-3.2-3b-instruct", "Llama-3.2-3B-Instruct-Q4_K_M.gguf", True),
+        ("demo", "demo", True),
+        ("meta/Llama-3.2-3B", "llama-3.2-3b-instruct", True),
+        ("llama-3.2-3b-instruct", "llama-3.2-1b-instruct", False),
+        ("demo", "bench", False),
+        ("", "demo", False),
+        ("llama-3.2-3b-instruct", "llama", False),
+    ],
+)
+def test_model_names_are_compared_by_letters_and_digits(
+    wanted: str, served: str, same: bool
+) -> None:
+    assert same_model(wanted, served) is same
+
+
+def test_estimated_context_holds_the_longest_prompt_and_answer(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(), llm(max_tokens=3000))
+    longest = max(len(s) + len(u) for p in rehearsal.prompts for s, u in p.pairs)
+    context = estimated_context(rehearsal, fleet.services)
+    assert context % 256 == 0
+    assert context >= longest // 2 + 3000
+
+
+def test_estimated_context_is_never_tiny(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, council(2))
+    assert estimated_context(rehearsal, fleet.services) >= 2048
+
+
+def test_info_of_a_started_backend_is_what_is_checked() -> None:
+    info: BackendInfo = on_loop(FakeBackend(3, 77).start)
+    assert (info.slots, info.context_per_slot) == (3, 77)
