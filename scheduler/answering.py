@@ -72,8 +72,14 @@ class Answering:
         """
         if self._journal is None:
             return None
+        completion = self._recalled(self._journal, lane, entry)
+        if completion is not None:
+            self._events.recalled(entry.request)
+        return completion
+
+    def _recalled(self, journal: Journal, lane: Lane, entry: Entry) -> Completion | None:
         for reask in range(self._config.max_reasks + 1):
-            found = self._journal.recall(entry.request, reask, lane.info.fingerprint)
+            found = journal.recall(entry.request, reask, lane.info.fingerprint)
             if found is None:
                 return None
             if isinstance(found, str):

@@ -63,36 +63,74 @@ class FakeConfig(Section):
     latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="Longest time an answer takes, in seconds; each draws its own."
     )
+    fault_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of attempts that fail; which ones follows from the request's seed and "
+        "the attempt, and the last attempt that a request has always succeeds.",
+    )
+
+
+class OpenAIConfig(Section):
+    """An OpenAI-compatible endpoint: what it can't be asked for."""
+
+    slots: Literal["auto"] | Count = Field(
+        "auto",
+        description="How many requests it is sent at once; auto: scheduler.slots where that is a "
+        "number, else 8 for a cloud and 4 for any other endpoint.",
+    )
+    context_per_slot: Count | None = Field(
+        None, description="Tokens of a prompt and its answer together; null: not checked."
+    )
+    model: str | None = Field(
+        None, description="Model asked for with kind: openai; null: the one that each agent names."
+    )
+    requests_per_minute: Count | None = Field(
+        None, description="Spaces the starts of requests by this rate; null: no limit of our own."
+    )
+    send_seed: bool = Field(True, description="Send each request's seed.")
+    send_schema: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Send the output schema: until the server refuses it, always (a refusal is an "
+        "error), or never. The answer is checked here all the same.",
+    )
 
 
 class BackendConfig(Section):
     """Who answers the requests."""
 
-    kind: Literal["auto", "llama_server", "fake"] = Field(
+    kind: Literal["auto", "llama_server", "llama_inproc", "openai", "fake"] = Field(
         "auto",
-        description="auto: each agent's own `llm:` block says which server; "
-        "any other kind serves all LLM agents of the run.",
+        description="auto: each agent's own `llm:` block says where its model is. Any other kind "
+        "serves all LLM agents of the run: llama_inproc with model_path in this process, openai "
+        "with any OpenAI-compatible endpoint.",
     )
     base_url: str = Field(
-        "http://127.0.0.1:8080/v1", description="Address of the llama-server, http or https."
+        "http://127.0.0.1:8080/v1",
+        description="Address of the llama-server or the endpoint, http or https.",
     )
     api_key_env: str | None = Field(
-        None, description="Name of the environment variable that holds the server's API key."
+        None,
+        description="Name of the environment variable that holds the server's API key; for a "
+        "cloud that SWARM knows (OpenAI, ...), null takes the usual one.",
     )
     managed: bool = Field(
         False, description="Start a llama-server with model_path for the run and stop it after."
     )
     model_path: Path | None = Field(
-        None, strict=False, description="GGUF file that a managed server loads."
+        None, strict=False, description="GGUF file that a managed server or this process loads."
     )
     n_gpu_layers: Annotated[int, Field(ge=0, strict=True)] = Field(
-        0, description="Layers of the model that a managed server puts on the GPU."
+        0, description="Layers put on the GPU by a managed server or a model in this process."
     )
     threads: Count | None = Field(
-        None, description="CPU threads of a managed server; by default the server decides."
+        None,
+        description="CPU threads of a managed server or a model in this process; null: one per "
+        "physical core, less one for the simulation.",
     )
     context_per_slot: Literal["auto"] | Count = Field(
-        "auto", description="Tokens per slot of a managed server; auto fits the scenario."
+        "auto",
+        description="Tokens per slot of a managed server or a model in this process; auto fits "
+        "the scenario.",
     )
     thinking: bool | None = Field(
         None, description="Let a thinking model think first; null leaves the template's default."
@@ -100,6 +138,7 @@ class BackendConfig(Section):
     ready_timeout_s: Seconds = Field(
         120.0, description="How long a server may take to get ready, in seconds."
     )
+    openai: OpenAIConfig = OpenAIConfig()
     fake: FakeConfig = FakeConfig()
 
     @field_validator("base_url")
@@ -122,6 +161,8 @@ class BackendConfig(Section):
             raise ValueError("managed: true needs kind: llama_server")
         if self.managed and self.model_path is None:
             raise ValueError("managed: true needs model_path, the GGUF file to serve")
+        if self.kind == "llama_inproc" and self.model_path is None:
+            raise ValueError("kind: llama_inproc needs model_path, the GGUF file to load")
         return self
 
 

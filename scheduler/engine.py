@@ -58,7 +58,7 @@ class Scheduler:
         self._backends = dict(backends) if isinstance(backends, Mapping) else {"default": backends}
         self._config = config or SchedulerConfig()
         self.stats = RunStats()
-        self._events = Events(log, self.stats)
+        self._events = Events(log, self.stats, self._abort)
         self._budget = RetryBudget(self._config.retry_budget)
         self._checker = SchemaChecker()
         self._answering = Answering(self._config, self._checker, self._events, self, journal)
@@ -117,11 +117,16 @@ class Scheduler:
             if exc is None:
                 await self.drain()
         finally:
-            if not self.idle:
-                self._abort(SchedulerClosed("the scheduler was closed while requests were waiting"))
-                self._tasks.cancel_scope.cancel()
-            # A task group wraps what it is told of into an exception group: tell it nothing.
-            await self._tasks.__aexit__(None, None, None)
+            try:
+                self._stop()
+            finally:
+                # A task group wraps what it is told of into an exception group: tell it nothing.
+                await self._tasks.__aexit__(None, None, None)
+
+    def _stop(self) -> None:
+        if not self.idle:
+            self._tasks.cancel_scope.cancel()
+            self._abort(SchedulerClosed("the scheduler was closed while requests were waiting"))
 
     async def drain(self) -> None:
         """Return once nothing runs, nothing waits and no step is under way."""
@@ -185,11 +190,11 @@ class Scheduler:
                 for each in lanes:
                     self._dispatch(each)
                 await lane.queue.wait_room()
-                if step.failed:
-                    return
             entry = Entry(request, step, queued_at=anyio.current_time())
-            step.add(entry)
             recalled = self._answering.recall(lane, entry)
+            if step.failed:  # while it waited for room, or because the log broke
+                return
+            step.add(entry)
             if recalled is not None:
                 self._settle(entry, recalled)
                 continue
@@ -239,11 +244,12 @@ class Scheduler:
         self, lane: Lane, entry: Entry, error: AttemptError, decision: RetryDecision, pause_s: float
     ) -> None:
         """Free the slot of `entry` for others while it waits for its next attempt."""
+        if not entry.owner.failed:
+            self._budget.spend()
+            self._events.retried(entry, error, pause_s)
         if entry.owner.failed:
             entry.scope.cancel()  # what was in flight may finish, but is not tried again
             return
-        self._budget.spend()
-        self._events.retried(entry, error, pause_s)
         entry.wait_ready = decision.wait_ready
         lane.release(entry)
         self._dispatch(lane)

@@ -6,11 +6,12 @@ without a log pays for its counters only. Events never hold a message's text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from scheduler.errors import AttemptError, SchedulerError
+from scheduler.errors import AttemptError, RunEndingError, SchedulerError
 from scheduler.observe import EventLog, RunStats
 from scheduler.types import Answer, Completion, Outcome, Request
 
@@ -24,21 +25,32 @@ class Events:
     Args:
         log: Where events go, or None.
         stats: Where they are counted.
+        end_run: Is called when the log breaks, with the error that ends the run.
     """
 
-    def __init__(self, log: EventLog | None, stats: RunStats) -> None:
+    def __init__(
+        self, log: EventLog | None, stats: RunStats, end_run: Callable[[SchedulerError], None]
+    ) -> None:
+        self._end_run = end_run
         self._log = log
         self._stats = stats
 
     def queued(self, lane: Lane, request: Request) -> None:
         """A request was put into its queue."""
         if self._log is not None:
-            self._log.info("request.queued", **_names(request), queued=len(lane.queue))
+            self._write("info", "request.queued", **_names(request), queued=len(lane.queue))
+
+    def recalled(self, request: Request) -> None:
+        """A request was answered from the journal."""
+        self._stats.recalled += 1
+        if self._log is not None:
+            self._write("info", "request.recalled", **_names(request))
 
     def dispatched(self, lane: Lane, entry: Entry) -> None:
         """An attempt starts on a slot."""
         if self._log is not None:
-            self._log.info(
+            self._write(
+                "info",
                 "request.dispatched",
                 **_names(entry.request),
                 attempt=entry.attempts,
@@ -50,7 +62,8 @@ class Events:
         """An attempt failed and another one follows after a pause."""
         self._stats.retries += 1
         if self._log is not None:
-            self._log.warning(
+            self._write(
+                "warning",
                 "request.retried",
                 **_names(entry.request),
                 attempt=entry.attempts,
@@ -63,7 +76,9 @@ class Events:
         """A question, or a re-ask, got its answer."""
         self._stats.answered(answer)
         if self._log is not None:
-            self._log.info("request.answered", **_names(entry.request), **_facts(entry, answer))
+            self._write(
+                "info", "request.answered", **_names(entry.request), **_facts(entry, answer)
+            )
 
     def settled(self, entry: Entry, completion: Completion | None) -> None:
         """A request left the engine; without a completion when it was withdrawn."""
@@ -72,10 +87,11 @@ class Events:
         if self._log is None:
             return
         if completion is None:
-            self._log.info("request.withdrawn", **_names(entry.request))
+            self._write("info", "request.withdrawn", **_names(entry.request))
             return
         outcome = Outcome.FAILED if completion.error else completion.answers[-1].outcome
-        self._log.info(
+        self._write(
+            "info",
             "request.settled",
             **_names(entry.request),
             outcome=outcome.value,
@@ -88,12 +104,22 @@ class Events:
     def step_settled(self, size: int) -> None:
         """A step's completions go to its caller."""
         if self._log is not None:
-            self._log.info("step.settled", requests=size)
+            self._write("info", "step.settled", requests=size)
 
     def aborted(self, error: SchedulerError) -> None:
         """Every step ends with `error`."""
         if self._log is not None:
-            self._log.error("run.aborted", reason=str(error))
+            self._write("error", "run.aborted", reason=str(error))
+
+    def _write(self, level: str, event: str, **fields: Any) -> None:
+        """Write an event; a log that breaks ends the run and is not asked again."""
+        try:
+            getattr(self._log, level)(event, **fields)
+        except Exception as exc:  # noqa: BLE001 - a log may be anything; no event is lost in silence
+            self._log = None
+            error = RunEndingError(f"the log can't be written (is its disk full?): {exc}")
+            error.__cause__ = exc
+            self._end_run(error)
 
 
 def milliseconds(seconds: float) -> float:

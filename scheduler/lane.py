@@ -164,7 +164,7 @@ class Lane:
 
 
 def _slots(name: str, configured: int | str, info: BackendInfo) -> int:
-    if isinstance(configured, str):
+    if isinstance(configured, str) or info.serial:
         return info.slots
     if configured > info.slots:
         raise ConfigError(

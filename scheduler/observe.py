@@ -64,6 +64,7 @@ class RunStats:
     """Counts and samples (milliseconds) of everything that has settled."""
 
     requests: int = 0
+    recalled: int = 0
     answered_ok: int = 0
     invalid: int = 0
     failures: int = 0
@@ -111,6 +112,7 @@ class RunStats:
         """Return the counts, and the median and 95th percentile of each time."""
         counts = (
             "requests",
+            "recalled",
             "answered_ok",
             "invalid",
             "failures",

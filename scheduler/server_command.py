@@ -97,6 +97,31 @@ def _native(name: str, *, scripts: bool = True) -> ServerBinary | None:
     return ServerBinary("llama-server", (str(path),))
 
 
+def default_threads() -> int:
+    """Return how many threads a model on a CPU gets: one per physical core, less one.
+
+    llama.cpp's threads wait for each other by spinning, so one that shares its core
+    (with the simulation, say) holds all others up; the second thread of a core adds
+    little. Where the cores can't be told apart from their threads, half the CPUs count.
+    """
+    return max(1, _physical_cores() - 1)
+
+
+def _physical_cores() -> int:
+    cpus = os.cpu_count() or 2
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return max(1, cpus // 2)
+    cores = set()
+    for block in text.split("\n\n"):
+        lines = (line.partition(":") for line in block.splitlines())
+        fields = {name.strip(): value.strip() for name, _, value in lines}
+        if "core id" in fields:
+            cores.add((fields.get("physical id", ""), fields["core id"]))
+    return len(cores) or max(1, cpus // 2)
+
+
 def server_flags(spec: ServerSpec) -> list[str]:
     """The flags for `spec`, in llama-server's own spelling, whichever program runs it."""
     flags = ["--model", str(spec.model_path), "--host", spec.host, "--port", str(spec.port)]

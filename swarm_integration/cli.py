@@ -12,12 +12,16 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scheduler.config import load_config
 from scheduler.errors import ConfigError, SchedulerError
 from swarm_integration import compat
 from swarm_integration.config import InferenceConfig
+from swarm_integration.hashseed import restart_with_fixed_hash_seed
+
+if TYPE_CHECKING:
+    from swarm_integration.run import Run
 
 EXIT_ABORTED = 1
 EXIT_BAD_INPUT = 2
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(given):
             _print_our_help()
         if any(word == _OPTION or word.startswith(f"{_OPTION}=") for word in given):
+            if arguments is None:
+                restart_with_fixed_hash_seed()
             return _scheduled_run(given)
     if arguments is None:
         return _guarded(compat.upstream_main)
@@ -67,6 +73,11 @@ def our_options() -> argparse.ArgumentParser:
         "--run-dir", type=Path, metavar="DIR", help="where to write (default: a new one in runs/)"
     )
     group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --run-dir: what was answered is not asked again",
+    )
+    group.add_argument(
         "--debug", action="store_true", help="show the traceback when something goes wrong"
     )
     return parser
@@ -87,15 +98,15 @@ def _print_our_help() -> None:
 
 def _scheduled_run(given: list[str]) -> int:
     ours, rest = our_options().parse_known_args(given)
+    current: list[Run] = []
 
     def run(args: Any, cmd_run: Callable[[Any], int]) -> int:
-        return _run(ours, args, cmd_run, attach)
-
-    attach: list[Callable[[Any], Any]] = []
+        return _run(ours, args, cmd_run, current)
 
     def build(scenario: Any, build_orchestrator: Callable[[Any], Any]) -> Any:
-        orchestrator = build_orchestrator(scenario)
-        return attach[-1](orchestrator) if attach else orchestrator
+        if not current:
+            return build_orchestrator(scenario)
+        return current[-1].build(scenario, build_orchestrator)
 
     def upstream() -> int:
         with compat.upstream_command(run=run, build=build) as command:
@@ -105,28 +116,30 @@ def _scheduled_run(given: list[str]) -> int:
 
 
 def _run(
-    ours: argparse.Namespace,
-    args: Any,
-    cmd_run: Callable[[Any], int],
-    attach: list[Callable[[Any], Any]],
+    ours: argparse.Namespace, args: Any, cmd_run: Callable[[Any], int], current: list[Run]
 ) -> int:
     from swarm_integration.run import RunOptions, open_run
 
+    if ours.resume and ours.run_dir is None:
+        raise ConfigError("--resume needs --run-dir DIR, the directory of the run to go on with")
     flags = {"scheduler.slots": ours.slots, "scheduler.max_batch": ours.max_batch}
     options = RunOptions(
         mode=ours.inference_scheduler,
         scenario=Path(args.scenario),
         config=load_config(InferenceConfig, ours.inference_config, flags),
         run_dir=ours.run_dir,
+        resume=ours.resume,
         overrides={"seed": args.seed, "n_epochs": args.epochs, "steps_per_epoch": args.steps},
     )
     logging.getLogger("swarm").setLevel(logging.CRITICAL if args.quiet else logging.WARNING)
     with open_run(options) as run:
-        attach.append(run.attach)
+        args.seed = run.seed
+        args.prompt_audit = run.outputs.redirect_audit(args.prompt_audit)
+        current.append(run)
         try:
             code = cmd_run(args)
         finally:
-            attach.clear()
+            current.clear()
     if not args.quiet:
         print(run.summary)
         print(f"\nRun directory: {run.directory.path}")

@@ -18,6 +18,7 @@ import anyio
 
 from scheduler.errors import ConfigError, SchedulerError
 from swarm_integration.cli import EXIT_ABORTED, EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from swarm_integration.hashseed import restart_with_fixed_hash_seed
 
 DEFAULT_PORT = 8080
 DEFAULT_CONTEXT = 4096
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    if args.command in {"demo", "replay"} and arguments is None:
+        restart_with_fixed_hash_seed()
     try:
         code: int = args.run(args)
     except SchedulerError as exc:
@@ -82,7 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     model.set_defaults(run=_make_model)
 
-    for command in (demo, serve, model):
+    replay = commands.add_parser(
+        "replay", help="run a run again from its journal, without a model, and compare"
+    )
+    replay.add_argument("run_dir", type=Path, metavar="DIR", help="the run's directory")
+    replay.set_defaults(run=_replay)
+
+    for command in (demo, serve, model, replay):
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -137,6 +146,20 @@ def _make_model(args: argparse.Namespace) -> int:
     else:
         print(f"{facts.path}: random weights, {facts.parameters:,} parameters, {facts.sha256}")
     return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from swarm_integration.replay import replay
+
+    found = replay(args.run_dir)
+    if args.json:
+        print(json.dumps(asdict(found)))
+    elif found.problem is None:
+        print(f"{found.questions} questions replayed: transcript and metrics are identical")
+        print(f"Trace hash: {found.trace_hash}")
+    else:
+        print(f"error: the replay differs: {found.problem}", file=sys.stderr)
+    return 0 if found.problem is None else EXIT_ABORTED
 
 
 if __name__ == "__main__":

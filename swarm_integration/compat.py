@@ -58,7 +58,12 @@ def swarm_version() -> str:
         ) from exc
 
 
-def _require(owner: Any, names: Sequence[str], what: str) -> None:
+def require_names(owner: Any, names: Sequence[str], what: str) -> None:
+    """Check that `owner` has all `names`.
+
+    Raises:
+        CompatError: It lacks some; the message says which.
+    """
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         raise CompatError(
@@ -93,7 +98,7 @@ class Simulation:
     """
 
     def __init__(self, orchestrator: Any) -> None:
-        _require(orchestrator, _ORCHESTRATOR_NAMES, "Orchestrator")
+        require_names(orchestrator, _ORCHESTRATOR_NAMES, "Orchestrator")
         self._orchestrator = orchestrator
 
     @property
@@ -223,14 +228,14 @@ def llm_agents_of(agent: Any) -> list[Any]:
     if isinstance(agent, LLMAgent):
         found = [agent]
     elif isinstance(agent, CouncilAgent):
-        _require(agent, ("_member_agents", "council_config"), "CouncilAgent")
+        require_names(agent, ("_member_agents", "council_config"), "CouncilAgent")
         found = list(agent._member_agents.values())
     elif isinstance(agent, AWMAgent):
-        _require(agent, ("_llm_enabled", "_init_llm"), "AWMAgent")
+        require_names(agent, ("_llm_enabled", "_init_llm"), "AWMAgent")
         delegate = agent._init_llm() if agent._llm_enabled else None
         found = [] if delegate is None else [delegate]
     for llm_agent in found:
-        _require(llm_agent, _LLM_AGENT_NAMES, "LLMAgent")
+        require_names(llm_agent, _LLM_AGENT_NAMES, "LLMAgent")
     return found
 
 
@@ -269,8 +274,8 @@ def upstream_command(
     import swarm.__main__ as command
     from swarm.scenarios import loader
 
-    _require(command, _COMMAND_NAMES, "swarm.__main__")
-    _require(loader, ("build_orchestrator", "load_scenario"), "swarm.scenarios.loader")
+    require_names(command, _COMMAND_NAMES, "swarm.__main__")
+    require_names(loader, ("build_orchestrator", "load_scenario"), "swarm.scenarios.loader")
     cmd_run, build_orchestrator = command.cmd_run, loader.build_orchestrator
 
     def main(arguments: list[str]) -> int:

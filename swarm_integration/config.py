@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from scheduler.config import BackendConfig, LoggingConfig, SchedulerConfig, Section
+from scheduler.config import BackendConfig, LoggingConfig, SchedulerConfig, Seconds, Section
+
+
+class DeterminismConfig(Section):
+    """What is done so that the same seed gives the same bytes."""
+
+    repair_simulation: bool = Field(
+        True,
+        description="Draw SWARM's ids, times and unseeded random numbers from the run's seed.",
+    )
+    server_profile: Literal["fast", "invariant"] = Field(
+        "fast",
+        description="How a managed server is started; invariant: with the settings under which "
+        "an answer did not depend on what shared its batch, at a third of the prefill speed.",
+    )
+    seconds_per_step: Seconds = Field(
+        60.0, description="Simulated seconds per step, which SWARM's ages and rates follow."
+    )
+
+
+class JournalConfig(Section):
+    """Where answers are kept, so that a broken run can be resumed."""
+
+    path: Literal["auto"] | Path = Field(
+        "auto", description="auto: journal.sqlite3 in the run's directory."
+    )
+    synchronous: Literal["normal", "full"] = Field(
+        "normal", description="full also survives a power cut, and is slower."
+    )
+    on_error: Literal["abort", "continue"] = Field(
+        "abort", description="End the run when the journal can't be written, or go on without."
+    )
 
 
 class InferenceConfig(Section):
@@ -19,4 +51,6 @@ class InferenceConfig(Section):
         description="shared_first moves the action format, which all agents share, "
         "before the persona, so that more of each prompt is already in the cache.",
     )
+    determinism: DeterminismConfig = DeterminismConfig()
+    journal: JournalConfig = JournalConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -31,13 +31,14 @@ TOKENS_PER_CHAR = 0.5
 """Tokens a character before the model's own tokenizer can be asked: a high guess."""
 
 
-def estimated_context(rehearsal: Rehearsal, services: Mapping[str, Service]) -> int:
+def estimated_context(rehearsal: Rehearsal) -> int:
     """Return how many tokens a slot should hold, from lengths alone, in steps of 256."""
     longest = 0
     for prompts in rehearsal.prompts:
         chars = max(len(system) + len(user) for system, user in prompts.pairs)
         tokens = math.ceil((chars + GROWTH_CHARS) * TOKENS_PER_CHAR)
-        longest = max(longest, tokens + services[prompts.agent_id].sampling.max_tokens)
+        answer = int(rehearsal.blocks[prompts.agent_id].agent.llm_config.max_tokens)
+        longest = max(longest, tokens + answer)
     return max(2048, math.ceil(longest / 256) * 256)
 
 
@@ -60,13 +61,14 @@ async def check_fitness(
     """
     for name, backend in fleet.backends.items():
         info = await backend.start()
-        if slots != "auto" and slots > info.slots:
+        if slots != "auto" and slots > info.slots and not info.serial:
             raise FitnessError(
                 f"scheduler.slots is {slots}, but {name} ({info.model}) has {info.slots}. "
                 f"Lower it, or start the server with --parallel {slots}"
             )
         served = {key: one for key, one in fleet.services.items() if one.backend == name}
-        if fleet.names_must_match:
+        # An endpoint of many models names none; a file in this process is named by its path.
+        if fleet.names_must_match and info.model and info.kind != "llama_inproc":
             _check_model(name, info, served)
         if info.context_per_slot is not None:
             await _check_context(name, backend, info, served, rehearsal, instructions)
@@ -117,13 +119,19 @@ async def _check_context(
     if not needs or max(needs)[0] <= context:
         return
     needed, tokens, growth, agent_id = max(needs)
-    total = math.ceil(needed / 256) * 256 * info.slots
     raise FitnessError(
         f"a slot of {name} holds {context} tokens, but {agent_id} needs {needed}: its "
         f"first prompt {tokens}, growth during the run {growth}, answer "
-        f"{served[agent_id].sampling.max_tokens}. Start the server with "
-        f"--parallel {info.slots} --ctx-size {total}, or lower the agent's max_tokens"
+        f"{served[agent_id].sampling.max_tokens}. {_more_context(info, needed)}, or lower the "
+        "agent's max_tokens"
     )
+
+
+def _more_context(info: BackendInfo, needed: int) -> str:
+    rounded = math.ceil(needed / 256) * 256
+    if info.kind == "openai":
+        return f"Give it a model with more and set backend.openai.context_per_slot to {rounded}"
+    return f"Start the server with --parallel {info.slots} --ctx-size {rounded * info.slots}"
 
 
 def _longest(

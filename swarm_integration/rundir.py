@@ -8,22 +8,36 @@ time, place, cache, attempt or slot; its sha256 is the run's trace hash.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
+from os import SEEK_END
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import yaml
+
 from scheduler.canonical import canonical_json
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, SchedulerError
 from scheduler.observe import EventLog, open_run_log
 from scheduler.types import Completion, Outcome
 
 TRANSCRIPT = "transcript.jsonl"
 MANIFEST = "manifest.json"
 LOG = "inference.jsonl"
+JOURNAL = "journal.sqlite3"
+METRICS = "metrics.json"
+SERVER_LOG = "server.log"
+SCENARIO = "scenario.yaml"
+CONFIGURATION = "configuration.yaml"
 MANIFEST_VERSION = 1
+
+_KEY_ENTRY = re.compile(r"""(\b(?:llm_)?api_key["']?\s*:\s*)("[^"\n]*"|'[^'\n]*'|[^\s,}#]+)""")
+_LOGIN = re.compile(r"://[^/@\s\"']+@")
 
 
 def default_run_dir(scenario_id: str, seed: int | None) -> Path:
@@ -66,28 +80,43 @@ class RunDirectory:
     """Writes the files of one run; a context manager.
 
     Args:
-        path: The directory; it must not exist yet.
+        path: The directory; it must not exist yet, or be a run's when it is resumed.
+        resume: Go on in the directory of an earlier attempt.
+
+    Attributes:
+        holds_answers: Whether there is something to resume; the run says so.
 
     Raises:
-        ConfigError: It exists, or can't be made.
+        ConfigError: It exists, can't be made, or there is nothing to resume.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError as exc:
-            raise ConfigError(
-                f"run directory {path} exists already. Give another one: --run-dir DIR"
-            ) from exc
-        except OSError as exc:
-            raise ConfigError(f"run directory {path} can't be made: {exc}") from exc
+    holds_answers = False
+
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
+        self.earlier = read_manifest(path) if resume else None
+        self.resumed = resume
+        if not resume:
+            _make(path)
         self._manifest: dict[str, Any] = {}
         self._digest = sha256()
         self._questions = 0
-        self._transcript: TextIO = (path / TRANSCRIPT).open("w", encoding="utf-8", newline="\n")
-        self._log_file: TextIO = (path / LOG).open("w", encoding="utf-8", newline="\n")
+        self._transcript: TextIO | None = None
+        if not resume:
+            self.update_manifest(state="starting")  # so that a killed process leaves a run
+        self._log_file: TextIO = (path / LOG).open("a", encoding="utf-8", newline="\n")
+        if _is_torn(path / LOG):
+            self._log_file.write("\n")
         self.log: EventLog = open_run_log(self._log_file, run=path.name)
+
+    def begin(self) -> None:
+        """Begin the transcript; from here on the directory is this attempt's."""
+        self._transcript = (self.path / TRANSCRIPT).open("w", encoding="utf-8", newline="\n")
+
+    @property
+    def begun(self) -> bool:
+        """Whether this attempt writes its manifest: it has begun, or made the directory."""
+        return self._transcript is not None or not self.resumed
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +127,8 @@ class RunDirectory:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._transcript.close()
+        if self._transcript is not None:
+            self._transcript.close()
         self._log_file.close()
 
     @property
@@ -113,6 +143,8 @@ class RunDirectory:
 
     def record(self, completions: Sequence[Completion]) -> None:
         """Append a phase's completions, which come in canonical order."""
+        if self._transcript is None:
+            raise RuntimeError("the transcript has not begun")
         for completion in completions:
             for line in transcript_lines(completion):
                 text = canonical_json(line) + "\n"
@@ -121,10 +153,119 @@ class RunDirectory:
                 self._questions += 1
         self._transcript.flush()
 
+    def copy_inputs(self, scenario: Path, configuration: dict[str, Any]) -> dict[str, str]:
+        """Keep what the run was asked to do, so that the directory stands on its own.
+
+        API keys and what logs in at an address are left out of the scenario's copy.
+
+        Returns:
+            The sha256 of each copy, by its file name.
+        """
+        plain = without_secrets(scenario.read_text(encoding="utf-8"))
+        (self.path / SCENARIO).write_text(plain, encoding="utf-8")
+        text = yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+        (self.path / CONFIGURATION).write_text(text, encoding="utf-8")
+        return {name: file_sha256(self.path / name) for name in (SCENARIO, CONFIGURATION)}
+
+    def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
+        """Write the epochs' metrics, which a replay compares."""
+        text = json.dumps(epochs, indent=1, sort_keys=True, default=str)
+        (self.path / METRICS).write_text(text + "\n", encoding="utf-8")
+
     def update_manifest(self, **entries: Any) -> None:
-        """Add entries to the manifest and write it, whole or not at all."""
+        """Add entries to the manifest and write it, whole or not at all.
+
+        An attempt to resume that is refused leaves the earlier manifest as it was.
+        """
         self._manifest.update(entries)
+        if not self.begun:
+            return
         data = {"version": MANIFEST_VERSION, **self._manifest}
         draft = self.path / f".{MANIFEST}.part"
         draft.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(self.path / MANIFEST)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hexadecimal) of a file's bytes."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def without_secrets(scenario: str) -> str:
+    """Return a scenario's text without API keys and without logins in addresses."""
+    without_keys = _KEY_ENTRY.sub(r"\g<1>null", scenario)
+    return _LOGIN.sub("://", without_keys)
+
+
+def _make(path: Path) -> None:
+    try:
+        if _was_refused(path):
+            return
+        path.mkdir(parents=True)
+    except FileExistsError as exc:
+        raise ConfigError(
+            f"run directory {path} exists already. Go on in it with --resume, or give another "
+            "one: --run-dir DIR"
+        ) from exc
+    except OSError as exc:
+        raise ConfigError(f"run directory {path} can't be made: {exc}") from exc
+
+
+def _is_torn(log: Path) -> bool:
+    """Whether a killed process has left a line without its end."""
+    with log.open("rb") as file:
+        if not file.seek(0, SEEK_END):
+            return False
+        file.seek(-1, SEEK_END)
+        return file.read() != b"\n"
+
+
+def _was_refused(path: Path) -> bool:
+    """Whether an earlier attempt made the directory and then did not begin."""
+    return (path / MANIFEST).is_file() and not (path / TRANSCRIPT).exists()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of the run in `path`.
+
+    Raises:
+        ConfigError: There is no run, or it is of another version.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"there is no run in {path}: {MANIFEST} can't be read ({exc})") from exc
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
+        raise ConfigError(
+            f"{path / MANIFEST} is no manifest of version {MANIFEST_VERSION}. Use the release "
+            "that made the run"
+        )
+    return manifest
+
+
+@contextmanager
+def recorded_end(directory: RunDirectory) -> Iterator[None]:
+    """Write into manifest and log how the run ended."""
+    state, reason = "completed", None
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    except SchedulerError as exc:
+        state, reason = "aborted", str(exc)
+        raise
+    except BaseException as exc:
+        state, reason = "failed", f"{type(exc).__name__}: {exc}"
+        raise
+    finally:
+        directory.update_manifest(
+            state=state,
+            reason=reason,
+            trace_hash=directory.trace_hash,
+            transcript_lines=directory.questions,
+        )
+        directory.log.info("run.ended", state=state, reason=reason, trace_hash=directory.trace_hash)
+        if state != "completed" and directory.holds_answers:
+            hint = f"What was answered is kept. To go on: add --resume --run-dir {directory.path}"
+            print(hint, file=sys.stderr)  # noqa: T201  # the one moment when it helps

@@ -6,17 +6,16 @@ from typing import Any
 
 
 def render(
-    stats: dict[str, Any], *, batches: int, rounds: int, wall_s: float, slots: dict[str, int]
+    stats: dict[str, Any], *, slots: dict[str, int], journal_broken: str | None = None
 ) -> str:
     """Return the summary as lines of text.
 
     Args:
-        stats: `RunStats.summary()`.
-        batches: How many windows were planned.
-        rounds: How many rounds of questions were asked.
-        wall_s: How long the simulation took, in seconds.
+        stats: `RunStats.summary()` with `batches`, `rounds` and `wall_s`.
         slots: Slots by backend.
+        journal_broken: Why answers are not kept any more, or None.
     """
+    wall_s = stats["wall_s"]
     per_s = stats["completion_tokens"] / wall_s if wall_s > 0 else 0.0
     rows = [
         (
@@ -24,8 +23,9 @@ def render(
             f"{stats['requests']} ({stats['answered_ok']} valid, {stats['invalid']} invalid, "
             f"{stats['failures']} failed)",
         ),
+        ("from journal", f"{stats['recalled']}"),
         ("retries", f"{stats['retries']}, asked again: {stats['reasks']}"),
-        ("rounds, batches", f"{rounds} rounds, {batches} batches"),
+        ("rounds, batches", f"{stats['rounds']} rounds, {stats['batches']} batches"),
         ("slots", f"{sum(slots.values())}, most in flight: {stats['max_in_flight']}"),
         ("queue", _time(stats["queue_ms"])),
         ("prefill", _time(stats["prefill_ms"])),
@@ -38,6 +38,8 @@ def render(
         ("wall time", f"{wall_s:.2f} s"),
     ]
     lines = [f"  {name:<16} {value}" for name, value in rows]
+    if journal_broken is not None:
+        lines.append(f"  WARNING: answers are not kept any more: {journal_broken}")
     return "\n".join(["Inference", "-" * 60, *lines])
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import virtual_time
 from hypothesis import settings
+
+from tests import virtual_time
 
 # A busy machine is slow, and that is no failure.
 settings.register_profile("any machine", deadline=None, max_examples=50, print_blob=True)

@@ -86,3 +86,16 @@ def config(**values: Any) -> SchedulerConfig:
 def random_delays(seed: int) -> Callable[[Request, int], float]:
     draw = random.Random(seed)
     return lambda _request, _attempt: draw.choice([0.0, 0.001, draw.random(), 5 * draw.random()])
+
+
+class NoLog:
+    """Drops every event; tests override what they want to see."""
+
+    def info(self, event: str, **_: Any) -> None:
+        """Drop it."""
+
+    def warning(self, event: str, **_: Any) -> None:
+        """Drop it."""
+
+    def error(self, event: str, **_: Any) -> None:
+        """Drop it."""

@@ -65,6 +65,12 @@ BAD = [
     ("backend.threads", 0, "greater than or equal to 1"),
     ("backend.context_per_slot", 0, "greater than or equal to 1"),
     ("backend.ready_timeout_s", -1.0, "greater than 0"),
+    ("backend.openai.slots", 0, "greater than or equal to 1"),
+    ("backend.openai.slots", "all", "'auto'"),
+    ("backend.openai.context_per_slot", -1, "greater than or equal to 1"),
+    ("backend.openai.requests_per_minute", 0, "greater than or equal to 1"),
+    ("backend.openai.send_seed", "no", "valid boolean"),
+    ("backend.openai.send_schema", "maybe", "'auto', 'always' or 'never'"),
     ("backend.fake.slots", 0, "greater than or equal to 1"),
     ("backend.fake.latency_s", -0.1, "greater than or equal to 0"),
     ("logging.prompts", "no", "valid boolean"),
@@ -86,7 +92,7 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: Any, allowed: str) -
     [
         ("nope", "nope", "backend, logging, scheduler"),
         ("scheduler.slot", "scheduler.slot", "max_batch"),
-        ("backend.fake.delay", "backend.fake.delay", "context_per_slot, latency_s, slots"),
+        ("backend.fake.delay", "backend.fake.delay", "context_per_slot, fault_rate, latency_s"),
         ("logging.format", "logging.format", "prompts"),
     ],
 )
@@ -101,7 +107,7 @@ def test_an_unknown_key_of_an_optional_section_is_named_too() -> None:
     class Optional(Section):
         fake: FakeConfig | None = None
 
-    with pytest.raises(ConfigError, match=r"'fake\.x' \(known here: context_per_slot, lat"):
+    with pytest.raises(ConfigError, match=r"'fake\.x' \(known here: context_per_slot, fau"):
         load_config(Optional, None, {"fake.x": 1})
 
 

@@ -7,8 +7,6 @@ from itertools import pairwise
 
 import anyio
 import pytest
-from doubles import TracingBackend, always, config, random_delays
-from questions import SCHEMA, names, names_of, question, questions, transcript
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
@@ -20,6 +18,8 @@ from scheduler.errors import (
     RequestRejected,
     StepAborted,
 )
+from tests.doubles import TracingBackend, always, config, random_delays
+from tests.questions import SCHEMA, names, names_of, question, questions, transcript
 
 pytestmark = pytest.mark.virtual_time
 

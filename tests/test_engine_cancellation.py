@@ -7,13 +7,13 @@ from collections.abc import Callable
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from questions import SCHEMA, names, question, questions, transcript
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
 from scheduler.errors import AttemptError, ConnectionFailed, ServerBusy, ServerFault
 from scheduler.types import Request
+from tests.questions import SCHEMA, names, question, questions, transcript
 
 pytestmark = pytest.mark.virtual_time
 

@@ -6,17 +6,19 @@ from typing import Any
 
 import anyio
 import pytest
-import virtual_time
 from anyio.lowlevel import checkpoint
-from doubles import config
-from questions import names, names_of, question, questions
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
 from scheduler.errors import (
     BackendUnavailable,
+    RunEndingError,
     SchedulerClosed,
+    ServerFault,
 )
+from tests import virtual_time
+from tests.doubles import NoLog, config
+from tests.questions import names, names_of, question, questions
 
 pytestmark = pytest.mark.virtual_time
 
@@ -171,3 +173,41 @@ def test_a_thousand_requests_on_four_slots(backend: str) -> None:
             return anyio.current_time() - began
 
     assert virtual_time.run(backend, main) == pytest.approx(62.5)
+
+
+@pytest.mark.parametrize("word", ["queued", "dispatched", "retried", "answered", "settled"])
+@pytest.mark.parametrize("nth", [1, 7])
+async def test_a_log_that_breaks_ends_the_run_and_hangs_nobody(word: str, nth: int) -> None:
+    breaking = f"request.{word}"
+
+    class Full(NoLog):
+        seen = 0
+        writes_after = -1
+
+        def info(self, event: str, **_: Any) -> None:
+            self.seen += event == breaking
+            if self.seen >= nth:
+                self.writes_after += 1
+                raise OSError("no space left")
+
+        warning = info
+
+    ended: list[str] = []
+
+    async def step(scheduler: Scheduler, kind: str) -> None:
+        with pytest.raises(RunEndingError, match=r"log can't be written .*: no space") as caught:
+            await scheduler.run_step(questions(30, kind=kind))
+        assert isinstance(caught.value.__cause__, OSError)
+        ended.append(kind)
+
+    log = Full()
+    backend = FakeBackend(
+        slots=2, delay=lambda *_: 1.0, fault=lambda _, n: ServerFault("500") if n == 1 else None
+    )
+    async with Scheduler(backend, config(on_failure="noop"), log=log) as scheduler:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(step, scheduler, "one")
+            tasks.start_soon(step, scheduler, "other")
+        await scheduler.drain()
+    assert sorted(ended) == ["one", "other"]
+    assert log.writes_after == 0

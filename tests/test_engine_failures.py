@@ -6,8 +6,6 @@ from typing import Any
 
 import anyio
 import pytest
-from doubles import TracingBackend, always, config, random_delays
-from questions import names, names_of, question, questions
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
@@ -22,6 +20,8 @@ from scheduler.errors import (
     StepAborted,
 )
 from scheduler.types import Request
+from tests.doubles import TracingBackend, always, config, random_delays
+from tests.questions import names, names_of, question, questions
 
 pytestmark = pytest.mark.virtual_time
 
@@ -183,3 +183,5 @@ async def test_a_run_ends_with_the_error_that_came_first() -> None:
             await owner()
     assert ended == ["patient"]
     assert scheduler.idle
+    with pytest.raises(RetryBudgetExhausted):
+        await scheduler.submit(question())

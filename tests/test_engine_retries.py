@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from doubles import TextBackend, TracingBackend, always, config, failing
-from questions import SCHEMA, question, questions, transcript
 
 from scheduler.backends.base import RawAnswer
 from scheduler.backends.fake import FakeBackend
@@ -25,6 +23,8 @@ from scheduler.errors import (
 )
 from scheduler.seeds import request_seed
 from scheduler.types import Outcome, Request
+from tests.doubles import TextBackend, TracingBackend, always, config, failing
+from tests.questions import SCHEMA, question, questions, transcript
 
 pytestmark = pytest.mark.virtual_time
 
@@ -217,10 +217,14 @@ async def test_each_reask_has_its_own_attempts() -> None:
                 raise ServerFault("500")
             return await super().generate(request, seed=seed, slot=slot)
 
+    request = question(schema=SCHEMA, max_retries=1)
     async with Scheduler(Stubborn("no", "no", GOOD)) as scheduler:
-        completion = await scheduler.submit(question(schema=SCHEMA, max_retries=1))
+        completion = await scheduler.submit(request)
     assert completion.ok
     assert completion.attempts == 6
+    assert [answer.seed for answer in completion.answers] == [
+        request_seed(request, n) for n in range(3)
+    ]
 
 
 async def test_schemas_are_not_checked_when_switched_off() -> None:

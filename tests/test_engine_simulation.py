@@ -13,8 +13,6 @@ from typing import Any
 
 import anyio
 import pytest
-import virtual_time
-from questions import question
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.config import SchedulerConfig
@@ -32,6 +30,8 @@ from scheduler.errors import (
 )
 from scheduler.retry import MAX_FREE_PASSES
 from scheduler.types import Completion, Request
+from tests import virtual_time
+from tests.questions import question
 
 SEEDS = range(150)
 VARIABLE = "SIMULATION_SEED"

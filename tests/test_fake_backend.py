@@ -9,12 +9,12 @@ from typing import Any
 import anyio
 import pytest
 from jsonschema import Draft202012Validator
-from questions import SCHEMA, question
 
 from scheduler.backends.fake import FakeBackend, example_of
 from scheduler.errors import ServerFault
 from scheduler.structured import SchemaChecker
 from scheduler.types import Message
+from tests.questions import SCHEMA, question
 
 pytestmark = pytest.mark.virtual_time
 

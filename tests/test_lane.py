@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from questions import question
 
 from scheduler.backends.base import BackendInfo
 from scheduler.backends.fake import FakeBackend
@@ -11,6 +10,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.lane import Entry, Lane
 from scheduler.step import Step
+from tests.questions import question
 
 INFO = BackendInfo("fake", 3, None, "model.gguf")
 
@@ -65,6 +65,16 @@ async def test_a_slot_keeps_its_prefix_group() -> None:
     assert lane.assign() == [made[3]]
     lane.release(made[3])
     assert lane.assign() == [made[1]]
+
+
+async def test_a_slot_that_has_read_another_prefix_holds_the_first_no_more() -> None:
+    lane = lane_of(slots=1)
+    for group in "ab":
+        (entry,) = entries(lane, group)
+        assert lane.assign() == [entry]
+        lane.release(entry)
+    first, _ = entries(lane, "ac")
+    assert lane.assign() == [first]
 
 
 async def test_who_comes_back_goes_first() -> None:

@@ -13,20 +13,6 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire.scripted_server import (
-    CHAT,
-    HEALTH,
-    LOADING,
-    MODELS,
-    PROPS,
-    TEMPLATE,
-    TOKENIZE,
-    Reply,
-    ScriptedServer,
-    answer_body,
-    error_body,
-    props_body,
-)
 
 from scheduler.backends import openai_chat
 from scheduler.backends.base import RawAnswer
@@ -47,6 +33,20 @@ from scheduler.errors import (
     ServerLoading,
 )
 from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling, Usage
+from tests.wire.scripted_server import (
+    CHAT,
+    HEALTH,
+    LOADING,
+    MODELS,
+    PROPS,
+    TEMPLATE,
+    TOKENIZE,
+    Reply,
+    ScriptedServer,
+    answer_body,
+    error_body,
+    props_body,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from questions import SCHEMA, question, questions
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.config import SchedulerConfig
@@ -27,6 +26,7 @@ from scheduler.types import (
     Timings,
     Usage,
 )
+from tests.questions import SCHEMA, question, questions
 
 
 async def logged(backend: FakeBackend, requests: list[Request], **config: Any) -> list[Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from questions import question
 
 from scheduler.plan import PREFILL_CHARS_PER_DECODE_TOKEN, Plan, cost
 from scheduler.types import Request, Sampling
+from tests.questions import question
 
 WINDOW = st.lists(
     st.builds(

@@ -8,7 +8,6 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from questions import question
 
 from scheduler import errors
 from scheduler.errors import (
@@ -27,6 +26,7 @@ from scheduler.retry import (
     retrying,
 )
 from scheduler.types import Request
+from tests.questions import question
 
 DECISIONS = [
     (errors.AttemptTimeout("late"), RetryDecision(retry=True)),

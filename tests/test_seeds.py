@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from questions import SCHEMA, question
 
 from scheduler.seeds import derive_seed, request_seed
 from scheduler.types import Message, Request, Sampling
+from tests.questions import SCHEMA, question
 
 PLAIN = Request("agent-1", (Message("user", "x"),))
 FULL = Request(

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from questions import SCHEMA
 
 from scheduler.errors import ConfigError
 from scheduler.structured import SchemaChecker, extract_json
 from scheduler.types import OutputSchema
+from tests.questions import SCHEMA
 
 GOOD = {"action": "wait", "price": 3}
 

@@ -6,7 +6,6 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
-from questions import SCHEMA, question
 
 from scheduler.errors import ConfigError, RequestFailed
 from scheduler.types import (
@@ -19,6 +18,7 @@ from scheduler.types import (
     Request,
     Sampling,
 )
+from tests.questions import SCHEMA, question
 
 
 @pytest.mark.parametrize(

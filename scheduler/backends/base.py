@@ -27,6 +27,7 @@ class BackendInfo:
         model: The model's name as the backend reports it.
         build: The backend's version.
         facts: What else the run's manifest should say, as plain JSON data.
+        serial: Whether it answers one request at a time however many slots are configured.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class BackendInfo:
     model: str
     build: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    serial: bool = False
 
     @property
     def fingerprint(self) -> str:

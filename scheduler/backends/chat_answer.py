@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from scheduler.backends.base import RawAnswer
+from scheduler.backends.rate_limit import limit_reset_s
 from scheduler.errors import (
     AttemptError,
     AuthenticationFailed,
@@ -117,8 +118,12 @@ def error_of(
     if _is_context_error(error, says):
         return ContextExceeded(_context_message(agent_id, error))
     quoted = f" ({says})" if says else ""
+    if status == 429 and error.get("code") == "insufficient_quota":
+        return RequestRejected(f"the account has no credit left (429){quoted}; add some, resume")
     if status == 429:
-        return ServerBusy(f"the server asked for patience (429){quoted}", retry_after_s(headers))
+        wait_s = retry_after_s(headers)
+        wait_s = limit_reset_s(headers) if wait_s is None else wait_s
+        return ServerBusy(f"the server asked for patience (429){quoted}", wait_s)
     if status >= 500 and status != 501:
         is_loading = status == 503 and "unavailable_error" in (error.get("type"), error.get("code"))
         return _server_error(status, quoted, is_loading, retry_after_s(headers))

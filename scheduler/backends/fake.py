@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from scheduler.backends.base import BackendInfo, RawAnswer
-from scheduler.errors import AttemptError
+from scheduler.errors import AttemptError, ServerFault
 from scheduler.seeds import derive_seed
 from scheduler.types import FinishReason, Message, Request, Usage
 
@@ -34,6 +34,9 @@ class FakeBackend:
         context_per_slot: Tokens that a slot holds.
         latency_s: Longest time that an answer takes; each draws its own share from
             its seed. Ignored when `delay` is given.
+        fault_rate: Share of attempts that meet a server fault, chosen from the request's
+            seed and the attempt; the last attempt that a request has never does.
+            Ignored when `fault` is given.
         delay: Seconds that attempt n (1, 2, ...) of a request takes.
         fault: The error that attempt n of a request meets, or None.
     """
@@ -44,11 +47,13 @@ class FakeBackend:
         context_per_slot: int = 32768,
         *,
         latency_s: float = 0.0,
+        fault_rate: float = 0.0,
         delay: Delay | None = None,
         fault: Fault | None = None,
     ) -> None:
         self._info = BackendInfo("fake", slots, context_per_slot, model="fake", build="1")
         self._latency_s = latency_s
+        self._fault_rate = fault_rate
         self._delay = delay
         self._fault = fault
         self._attempts: dict[tuple[str, int, int, str, int], int] = {}
@@ -75,7 +80,7 @@ class FakeBackend:
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             await anyio.sleep(self._seconds(request, attempt, seed))
-            error = self._fault(request, attempt) if self._fault else None
+            error = self._error(request, attempt, seed)
             if error is not None:
                 raise error
             return _answer(request, seed)
@@ -95,6 +100,14 @@ class FakeBackend:
         if not self._latency_s:
             return 0.0
         return self._latency_s * derive_seed("fake-latency/1", seed) / 2**31
+
+    def _error(self, request: Request, attempt: int, seed: int) -> AttemptError | None:
+        if self._fault is not None:
+            return self._fault(request, attempt)
+        drawn = derive_seed("fake-fault/1", seed, attempt) / 2**31
+        if drawn >= self._fault_rate or attempt > request.max_retries:
+            return None
+        return ServerFault(f"a fault of the fake backend, on attempt {attempt}")
 
 
 def _answer(request: Request, seed: int) -> RawAnswer:

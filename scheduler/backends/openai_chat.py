@@ -1,20 +1,20 @@
 """One OpenAI-compatible server over HTTP: a client that is reused, and its errors made ours.
 
 What every backend with `/v1/chat/completions` shares. It retries nothing, follows no
-redirect, asks no proxy and has no deadline but the one for connecting: retries, deadlines
-and the number of requests in flight are the engine's. Works on asyncio and on trio.
+redirect, asks no proxy unless told to, and has no deadline but the one for connecting:
+retries, deadlines and the number of requests in flight are the engine's. Works on asyncio
+and on trio.
 Prompts and keys are never logged here; the `openai` logger writes prompts at level DEBUG.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
-from openai.types.chat import ChatCompletionMessageParam
 
 from scheduler.backends.base import RawAnswer
 from scheduler.backends.chat_answer import (
@@ -48,12 +48,22 @@ class ChatClient:
         base_url: Where the OpenAI-compatible routes are, such as `http://127.0.0.1:8080/v1`.
         api_key: Sent as a bearer token; local servers ignore it.
         connect_timeout_s: Deadline for connecting, in seconds.
+        headers: Sent with each request, beside the protocol's own.
+        trust_env: Go through the proxy that the environment names (`HTTPS_PROXY`).
 
     Raises:
         ConfigError: The address or the key can't be used.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        connect_timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        trust_env: bool = False,
+    ) -> None:
         try:
             self.base_url = check_base_url(base_url)
             httpx2.URL(self.base_url)
@@ -74,7 +84,7 @@ class ChatClient:
             api_key=api_key or "not-needed",
             max_retries=0,
             timeout=timeout,
-            default_headers={"Accept-Encoding": "identity"},
+            default_headers={**(headers or {}), "Accept-Encoding": "identity"},
             http_client=openai.DefaultAsyncHttpxClient(
                 timeout=timeout,
                 limits=httpx2.Limits(
@@ -83,7 +93,7 @@ class ChatClient:
                     keepalive_expiry=_KEEPALIVE_S,
                 ),
                 follow_redirects=False,
-                trust_env=False,
+                trust_env=trust_env,
                 # Reading the certificates takes longer than many a prompt; http needs none.
                 verify=parts.scheme == "https",
                 event_hooks={"response": [_bound_body]},
@@ -104,24 +114,37 @@ class ChatClient:
             AttemptError: No answer; the subclass says why.
         """
         sampling = request.sampling
+        body = {
+            "model": request.model or "default",
+            "messages": messages_json(request.messages),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "seed": seed,
+            "stream": False,
+            **extra,
+        }
+        return await self.ask(body, agent_id=request.agent_id)
+
+    async def ask(self, body: Mapping[str, Any], *, agent_id: str) -> RawAnswer:
+        """Post `body` to the chat completions and return the answer.
+
+        Args:
+            body: The whole request.
+            agent_id: Who asks, for the errors that only its own prompt can mend.
+
+        Raises:
+            AttemptError: No answer; the subclass says why. What the server itself said is
+                its `__cause__`, an `openai.APIStatusError`, where the server said something.
+        """
         try:
-            response = await self._openai.chat.completions.with_raw_response.create(
-                model=request.model or "default",
-                messages=cast("list[ChatCompletionMessageParam]", messages_json(request.messages)),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                presence_penalty=sampling.presence_penalty,
-                frequency_penalty=sampling.frequency_penalty,
-                seed=seed,
-                stream=False,
-                extra_body=dict(extra),
-            )
+            raw = await self._openai.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except (openai.OpenAIError, ValueError, TypeError) as exc:
-            raise self._translated(exc, agent_id=request.agent_id) from exc
-        raw = response.http_response
+            raise self._translated(exc, agent_id=agent_id) from exc
         if raw.status_code != 200:
-            raise error_of(raw.status_code, raw.headers, raw.content, agent_id=request.agent_id)
+            raise error_of(raw.status_code, raw.headers, raw.content, agent_id=agent_id)
         return parse_answer(raw.content, raw.headers.get("content-type", ""))
 
     async def fetch(self, url: str, body: Mapping[str, Any] | None = None) -> JsonObject:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from masking import comparable, comparable_events, comparable_memory
 from swarm.agents.base import Action, InteractionProposal, Observation
 from swarm.agents.hyperagent_self_mod import HyperagentSelfModAgent, SelfModSnapshot
 from swarm.core.middleware import MiddlewareContext
@@ -30,6 +29,7 @@ from swarm.models.events import Event, EventType
 from swarm.scenarios import build_orchestrator, load_scenario
 
 from swarm_integration.driver import run_blocking
+from tests.equality.masking import comparable, comparable_events, comparable_memory
 
 Mode = Literal["batch", "serial"]
 Run = Callable[[Orchestrator, Mode], list[EpochMetrics]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,8 +23,6 @@ from scheduler.structured import SchemaChecker
 from swarm_integration import cli
 from swarm_integration.files import project_file
 from swarm_integration.schemas import accept_schema, act_schema
-
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning:swarm.*")
 
 SLOTS = 4
 SCHEMAS = {"act": act_schema(), "accept": accept_schema()}
@@ -178,9 +178,6 @@ def test_two_serial_runs_on_managed_servers_do_not_disturb_each_other(
     managed: Path, tmp_path: Path
 ) -> None:
     """The second one is a process of its own, since a run owns its process's main thread."""
-    import subprocess
-    import sys
-
     arguments = ("--inference-scheduler", "serial", "--inference-config", managed)
     short = (*arguments, "--epochs", 1, "--steps", 1, "-q")
     scenario = str(project_file("scenarios/llm_llama_cpp.yaml"))

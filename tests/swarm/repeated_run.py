@@ -1,6 +1,6 @@
 """Runs a scenario and says what a reader of its results could see; also as a program.
 
-    python repeated_run.py [--plain] [--sleep S] SCENARIO... -> one JSON object per scenario
+python -m tests.swarm.repeated_run [--plain] [--sleep S] SCENARIO... -> one JSON object per scenario
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from simulations import on_loop
 from swarm.scenarios.loader import build_orchestrator, load_scenario
 
 from scheduler.backends.fake import FakeBackend
@@ -28,6 +27,7 @@ from swarm_integration.rounds import Rounds
 from swarm_integration.scenario import rehearse
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import muster
+from tests.swarm.simulations import on_loop
 
 SEED = 1234
 
@@ -45,6 +45,10 @@ class Record:
     def differs_in(self, other: Record) -> set[str]:
         ours, theirs = asdict(self), asdict(other)
         return {name for name in ours if ours[name] != theirs[name]}
+
+    @property
+    def posts(self) -> bool:
+        return any("Visible Posts" in prompt for prompt in self.prompts)
 
 
 def observe(

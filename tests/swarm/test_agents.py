@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulations import (
+from swarm.agents.llm_agent import LLMAgent
+
+from scheduler.config import SchedulerConfig
+from scheduler.errors import ServerFault, StepAborted
+from scheduler.types import Request
+from tests.swarm.simulations import (
     NOOP,
     POST,
     ReplyingBackend,
@@ -21,11 +26,6 @@ from simulations import (
     simulate,
     write_scenario,
 )
-from swarm.agents.llm_agent import LLMAgent
-
-from scheduler.config import SchedulerConfig
-from scheduler.errors import ServerFault, StepAborted
-from scheduler.types import Request
 
 NOOP_ON_FAILURE = SchedulerConfig(on_failure="noop", retry_base_s=0.001, max_reasks=2)
 REFUSAL = '{"accept": false, "reasoning": "no"}'
@@ -81,7 +81,7 @@ def test_serial_asks_one_after_the_other_and_each_sees_what_came_before(tmp_path
 
 
 def test_request_says_who_asks_when_and_with_which_parameters(tmp_path: Path) -> None:
-    block = {
+    block: dict[str, Any] = {
         "temperature": 0.25,
         "max_tokens": 33,
         "timeout": 12.5,

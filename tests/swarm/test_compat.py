@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import swarm.__main__ as upstream
 import swarm.scenarios.loader as loader
-from simulations import awm, council, llm, write_scenario
 from swarm.core.orchestrator import Orchestrator, OrchestratorConfig
 
 from swarm_integration.compat import (
@@ -23,6 +22,7 @@ from swarm_integration.compat import (
     upstream_command,
 )
 from swarm_integration.errors import CompatError
+from tests.swarm.simulations import awm, council, llm, write_scenario
 
 
 def agents(tmp_path: Path) -> dict[str, Any]:
@@ -72,14 +72,18 @@ class Owner:
         self.own = "own"
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_replaced_attribute_is_put_back_as_it_was(fails: bool) -> None:
+def replace_both(owner: Owner, *, fails: bool) -> None:
+    with replaced(owner, "own", "other"), replaced(owner, "inherited", "other"):
+        assert (owner.own, owner.inherited) == ("other", "other")
+        if fails:
+            raise ZeroDivisionError
+
+
+def test_replaced_attributes_are_put_back_as_they_were() -> None:
     owner = Owner()
-    with pytest.raises(ZeroDivisionError) if fails else replaced(owner, "own", "again"):
-        with replaced(owner, "own", "other"), replaced(owner, "inherited", "other"):
-            assert (owner.own, owner.inherited) == ("other", "other")
-            if fails:
-                raise ZeroDivisionError
+    replace_both(owner, fails=False)
+    with pytest.raises(ZeroDivisionError):
+        replace_both(owner, fails=True)
     assert owner.__dict__ == {"own": "own"}
     assert owner.inherited == "class"
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulations import (
+from swarm.models.events import EventType
+
+from scheduler.backends.fake import FakeBackend
+from scheduler.config import SchedulerConfig
+from scheduler.errors import StepAborted
+from scheduler.types import Request
+from swarm_integration.rundir import transcript_lines
+from tests.swarm.simulations import (
     NOOP,
     POST,
     ReplyingBackend,
@@ -17,13 +24,6 @@ from simulations import (
     simulate,
     write_scenario,
 )
-from swarm.models.events import EventType
-
-from scheduler.backends.fake import FakeBackend
-from scheduler.config import SchedulerConfig
-from scheduler.errors import StepAborted
-from scheduler.types import Request
-from swarm_integration.rundir import transcript_lines
 
 both_modes = pytest.mark.parametrize("mode", ["batch", "serial"])
 ACCEPT = '{"accept": true, "reasoning": "yes"}'

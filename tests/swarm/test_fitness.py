@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from simulations import ReplyingBackend, council, llm, on_loop, write_scenario
 
 from scheduler.backends.base import Backend, BackendInfo
 from scheduler.backends.fake import FakeBackend
@@ -17,6 +16,7 @@ from swarm_integration.fitness import check_fitness, estimated_context, same_mod
 from swarm_integration.scenario import Rehearsal, rehearse
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import Fleet, muster
+from tests.swarm.simulations import ReplyingBackend, council, llm, on_loop, write_scenario
 
 
 class CountingBackend(FakeBackend):
@@ -114,18 +114,43 @@ def test_model_names_are_compared_by_letters_and_digits(
 
 
 def test_estimated_context_holds_the_longest_prompt_and_answer(tmp_path: Path) -> None:
-    rehearsal, fleet = rehearsed(tmp_path, llm(), llm(max_tokens=3000))
+    rehearsal, _ = rehearsed(tmp_path, llm(), llm(max_tokens=3000))
     longest = max(len(s) + len(u) for p in rehearsal.prompts for s, u in p.pairs)
-    context = estimated_context(rehearsal, fleet.services)
+    context = estimated_context(rehearsal)
     assert context % 256 == 0
     assert context >= longest // 2 + 3000
 
 
 def test_estimated_context_is_never_tiny(tmp_path: Path) -> None:
-    rehearsal, fleet = rehearsed(tmp_path, council(2))
-    assert estimated_context(rehearsal, fleet.services) >= 2048
+    rehearsal, _ = rehearsed(tmp_path, council(2))
+    assert estimated_context(rehearsal) >= 2048
 
 
 def test_info_of_a_started_backend_is_what_is_checked() -> None:
     info: BackendInfo = on_loop(FakeBackend(3, 77).start)
     assert (info.slots, info.context_per_slot) == (3, 77)
+
+
+def test_an_endpoint_without_room_is_told_which_key_to_set(tmp_path: Path) -> None:
+    rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=200))
+
+    class Endpoint(CountingBackend):
+        async def start(self) -> BackendInfo:
+            return BackendInfo("openai", 2, 1000, model="")
+
+    with pytest.raises(FitnessError, match=r"set backend\.openai\.context_per_slot to \d+, or"):
+        check(rehearsal, fleet, Endpoint(1000, 700), named=True)
+
+
+@pytest.mark.parametrize(
+    "info", [BackendInfo("openai", 2, None, ""), BackendInfo("llama_inproc", 1, None, "x")]
+)
+def test_names_are_not_compared_where_the_agent_chose_the_model_itself(
+    info: BackendInfo, tmp_path: Path
+) -> None:
+    class Chosen(FakeBackend):
+        async def start(self) -> BackendInfo:
+            return info
+
+    rehearsal, fleet = rehearsed(tmp_path, llm(model="mine"))
+    check(rehearsal, fleet, Chosen(), named=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulations import json_lines, manifest
 
 from scheduler.errors import ConfigError, RequestFailed
 from scheduler.types import Answer, Completion, FinishReason, Message, Outcome, Request, Timings
 from swarm_integration.rundir import RunDirectory, default_run_dir, transcript_lines
+from tests.swarm.simulations import json_lines, manifest
 
 KEYS = [
     "agent_id",
@@ -45,6 +45,7 @@ def completion(*answers: Answer, **fields: Any) -> Completion:
 
 def test_transcript_has_a_line_per_question_with_exactly_these_keys(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run") as directory:
+        directory.begin()
         directory.record([completion(answer("first"), answer("é\n", 1))])
     lines = (tmp_path / "run/transcript.jsonl").read_bytes().splitlines()
     digest = request().prompt_sha256
@@ -73,6 +74,7 @@ def test_transcript_holds_nothing_of_time_slot_or_attempt() -> None:
 def test_trace_hash_is_the_files_sha256_at_any_time(tmp_path: Path) -> None:
     path = tmp_path / "run/transcript.jsonl"
     with RunDirectory(tmp_path / "run") as directory:
+        directory.begin()
         for number in range(3):
             assert directory.trace_hash == sha256(path.read_bytes()).hexdigest()
             directory.record([completion(answer(f"é {number}"))])

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulations import NOOP, ReplyingBackend, awm, council, llm, simulate, write_scenario
 
 from scheduler.seeds import request_seed
 from swarm_integration.errors import ScenarioError
 from swarm_integration.scenario import load_scenario, rehearse
+from tests.swarm.simulations import (
+    NOOP,
+    ReplyingBackend,
+    awm,
+    council,
+    llm,
+    simulate,
+    write_scenario,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_path_that_is_no_file_is_refused(name: str, tmp_path: Path) -> None:
 )
 def test_scenario_that_cannot_be_built_is_refused(agents: Any, tmp_path: Path) -> None:
     path = write_scenario(tmp_path / "bad.yaml", agents)
-    with pytest.raises(ScenarioError, match="bad.yaml can't be built"):
+    with pytest.raises(ScenarioError, match=r"bad\.yaml can't be built"):
         rehearse(path, {})
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from simulations import NOOP, ReplyingBackend, llm, simulate, write_scenario
 from swarm.agents import llm_prompts
 from swarm.agents.base import ActionType
 from swarm.agents.llm_agent import LLMAgent
@@ -21,6 +20,7 @@ from scheduler.backends.fake import example_of
 from scheduler.structured import SchemaChecker
 from scheduler.types import OutputSchema, Request
 from swarm_integration.schemas import Instructions, accept_schema, act_schema, kernel_schema
+from tests.swarm.simulations import NOOP, ReplyingBackend, llm, simulate, write_scenario
 
 SCHEMAS = [act_schema(), kernel_schema(), accept_schema()]
 BLOCKS = {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulations import awm, council, llm, write_scenario
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.backends.llama_server import LlamaServerBackend
@@ -15,6 +14,7 @@ from scheduler.errors import ConfigError
 from swarm_integration.errors import ScenarioError
 from swarm_integration.scenario import rehearse
 from swarm_integration.services import Fleet, muster
+from tests.swarm.simulations import awm, council, llm, write_scenario
 
 
 def fleet(
@@ -35,22 +35,6 @@ def test_auto_gives_each_server_of_the_scenario_one_backend(tmp_path: Path) -> N
     served = [service.backend for service in found.services.values()]
     assert served == ["http://one:1/v1"] * 2 + ["http://two:2/v1", "http://one:1/v1"]
     assert found.names_must_match
-
-
-@pytest.mark.parametrize(
-    ("block", "named"),
-    [
-        ({"provider": "openai"}, "openai"),
-        ({"provider": "anthropic"}, "anthropic"),
-        ({"provider": "ollama"}, "ollama"),
-        ({"model_path": "models/x.gguf"}, "models/x.gguf"),
-    ],
-)
-def test_auto_refuses_what_it_does_not_drive_and_says_what_to_do(
-    block: dict[str, Any], named: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ScenarioError, match=f"llm_1 is served by .*{named}.*--inference-config"):
-        fleet(tmp_path, [llm(**block)])
 
 
 def test_any_other_kind_serves_every_agent_whatever_it_names(tmp_path: Path) -> None:
@@ -77,7 +61,13 @@ def test_managed_server_is_used_instead_of_the_configured_address(tmp_path: Path
 
 
 def test_parameters_come_from_the_agents_block_and_not_from_defaults(tmp_path: Path) -> None:
-    block = {"temperature": 0.0, "max_tokens": 9, "timeout": 3, "max_retries": 0, "seed": 4}
+    block: dict[str, Any] = {
+        "temperature": 0.0,
+        "max_tokens": 9,
+        "timeout": 3,
+        "max_retries": 0,
+        "seed": 4,
+    }
     service = fleet(tmp_path, [llm(**block)], kind="fake", thinking=False).services["llm_1"]
     assert (service.sampling.temperature, service.sampling.max_tokens) == (0.0, 9)
     assert (service.timeout_s, service.max_retries, service.base_seed) == (3.0, 0, 4)

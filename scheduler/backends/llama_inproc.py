@@ -1,0 +1,260 @@
+"""A llama.cpp model in this process as a backend: one model, one answer after another.
+
+The `locked` engine: the model is loaded once for everyone who asks this backend, and lives on a
+thread of its own, which is also its lock. Make one backend per file, context and thread count;
+nothing is global. An answer depends on the request, the seed and the model, never on what ran
+before. Batching is not done here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from scheduler.backends.base import BackendInfo, RawAnswer
+from scheduler.backends.llama_memory import available_bytes, check_memory, needed_bytes
+from scheduler.backends.native_model import (
+    PENALTY_TOKENS,
+    RANDOM_SEED,
+    AnswerStopped,
+    NativeModel,
+    NativeSpec,
+    load_native,
+)
+from scheduler.backends.native_thread import NativeThread, Stopped
+from scheduler.errors import (
+    AttemptTimeout,
+    BackendUnavailable,
+    ConfigError,
+    ConnectionFailed,
+    ContextExceeded,
+    RequestRejected,
+)
+from scheduler.gguf_file import GgufHeader, file_sha256, read_gguf_header
+from scheduler.types import Message, Request
+
+_OVERDUE_SHARE = 0.9
+"""The part of its deadline that a request waits for a call that does not return.
+
+Less than all of it, so that the error can say why, before the deadline's own says that it passed.
+"""
+
+
+class LlamaInprocBackend:
+    """Answers with a llama.cpp model in this process; works on asyncio and on trio.
+
+    A cancelled or timed-out answer ends within one node of llama.cpp's graph on a CPU, within one
+    evaluation (a chunk of the prompt, or a token) on a GPU. A native call that does not end within
+    `grace_s` keeps the model to itself: the next request waits for it, and its own deadline counts.
+
+    Args:
+        model_path: The GGUF file.
+        n_ctx: Tokens of prompt and answer together.
+        n_threads: CPU threads; by default one per CPU that this process may use. Bits depend on it.
+        n_gpu_layers: Layers put on the GPU; -1 for all.
+        grace_s: How long a cancelled request waits for the model to stop, in seconds.
+        load: Loads the model; tests give another.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        n_ctx: int = 4096,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        grace_s: float = 2.0,
+        load: Callable[[NativeSpec], NativeModel] = load_native,
+    ) -> None:
+        if n_ctx < 1 or (n_threads is not None and n_threads < 1) or n_gpu_layers < -1:
+            raise ConfigError(
+                f"n_ctx ({n_ctx}) and n_threads ({n_threads}) must be 1 or more, "
+                f"n_gpu_layers ({n_gpu_layers}) -1 or more"
+            )
+        threads = n_threads or _usable_cpus()
+        self._spec = NativeSpec(model_path, n_ctx, threads, n_gpu_layers)
+        self._load = load
+        self._thread = NativeThread(f"llama {model_path.name}", grace_s=grace_s)
+        self._native: NativeModel | None = None
+        self._info: BackendInfo | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<LlamaInprocBackend {self._spec.path.name}, n_ctx {self._spec.n_ctx}>"
+
+    async def start(self) -> BackendInfo:
+        """Check the file and load the model, once; called again, say the same.
+
+        Raises:
+            ConfigError: The file, the memory or the library does not allow it.
+            BackendUnavailable: The backend is closed.
+        """
+        self._check_open()
+        return await self._thread.run(lambda _: self._get_ready(), label="loading the model")
+
+    async def wait_ready(self) -> None:
+        """Return at once: a model in this process is there, or it is closed.
+
+        Raises:
+            BackendUnavailable: The backend is closed.
+        """
+        await anyio.lowlevel.checkpoint()
+        self._check_open()
+
+    async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:  # noqa: ARG002 - part of the protocol
+        """Answer `request` after the requests before it; cancelling stops the model.
+
+        Raises:
+            ContextExceeded: Prompt and answer do not fit `n_ctx`; nothing was evaluated.
+            RequestRejected: The template, the grammar or the sampler refuses the request.
+            AttemptTimeout: A call before it does not return.
+            ConnectionFailed: The backend was closed.
+            ServerFault: llama.cpp failed.
+        """
+        if self._closed or self._native is None:
+            raise ConnectionFailed(f"{request.label}: {self._why_not()}")
+        native = self._native
+        _check_sampling(request, seed)
+        await self._wait_overdue(request)
+
+        def answer(stopped: Stopped) -> RawAnswer:
+            if self._closed:
+                raise AnswerStopped
+            prompt = native.prompt(request.messages, request.sampling.thinking)
+            self._check_fits(request, len(prompt.tokens))
+            return native.answer(prompt, request.sampling, seed, request.schema, stopped)
+
+        try:
+            return await self._thread.run(answer, label=request.label, interrupt=native.interrupt)
+        except AnswerStopped as exc:
+            raise ConnectionFailed(
+                f"{request.label}: the backend was closed before the answer was complete"
+            ) from exc
+
+    async def count_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Return the exact number of tokens that `messages` are as a prompt.
+
+        Returns:
+            None before `start` and after `aclose`.
+
+        Raises:
+            RequestRejected: The model's chat template refuses the messages.
+        """
+        native = self._native
+        if self._closed or native is None:
+            return None
+        prompt = await self._thread.run(
+            lambda _: native.prompt(messages, None), label="counting tokens"
+        )
+        return len(prompt.tokens)
+
+    async def aclose(self) -> None:
+        """Stop what runs and free model, context and thread; may be called twice."""
+        self._closed = True
+        await self._thread.aclose(self._free)
+
+    def _free(self) -> None:
+        native, self._native = self._native, None
+        if native is not None:
+            native.close()
+
+    def _get_ready(self) -> BackendInfo:
+        """Check, hash and load, on the model's thread."""
+        if self._info is None:
+            spec = self._spec
+            header = read_gguf_header(spec.path)
+            check_memory(header, spec.n_ctx, _layers(header, spec), available_bytes())
+            digest = file_sha256(spec.path)
+            self._native = self._load(spec)
+            self._info = BackendInfo(
+                kind="llama_inproc",
+                slots=1,
+                context_per_slot=spec.n_ctx,
+                model=spec.path.name,
+                build=f"llama-cpp-python {self._native.facts.get('llama_cpp_python', '')}".strip(),
+                facts={**_facts(header, spec), "model_sha256": digest, **self._native.facts},
+                serial=True,
+            )
+        return self._info
+
+    async def _wait_overdue(self, request: Request) -> None:
+        """Wait until a call that was told to stop has returned."""
+        overdue = self._thread.overdue
+        if overdue is None:
+            return
+        with anyio.move_on_after(_OVERDUE_SHARE * request.timeout_s):
+            await self._thread.run(lambda _: None, label="waiting")
+            return
+        raise AttemptTimeout(
+            f"{request.label}: the model still works on {overdue}, which was told to stop, and is "
+            "never used beside it; lower n_ctx, or take a smaller model or fewer threads"
+        )
+
+    def _check_fits(self, request: Request, prompt_tokens: int) -> None:
+        most, n_ctx = request.sampling.max_tokens, self._spec.n_ctx
+        if prompt_tokens + most > n_ctx:
+            raise ContextExceeded(
+                f"{request.agent_id}'s prompt has {prompt_tokens} tokens and its answer may have "
+                f"{most}, n_ctx is {n_ctx}; raise n_ctx to {prompt_tokens + most} or more, or "
+                "give the agent a shorter prompt or a smaller max_tokens"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendUnavailable(f"{self._why_not()}; make a new one")
+
+    def _why_not(self) -> str:
+        state = "is closed" if self._closed else "has not been started"
+        return f"the backend of {self._spec.path.name} {state}"
+
+
+def _facts(header: GgufHeader, spec: NativeSpec) -> dict[str, Any]:
+    template, trained = header.chat_template, header.dimension("context_length")
+    facts: dict[str, Any] = {
+        "engine": "locked",
+        "model_file": header.path.name,
+        "model_bytes": header.bytes,
+        "architecture": header.architecture,
+        "model_ftype": header.quantization,
+        "chat_template_sha256": sha256(template.encode()).hexdigest() if template else "",
+        "n_ctx": spec.n_ctx,
+        "n_threads": spec.n_threads,
+        "n_gpu_layers": spec.n_gpu_layers,
+        "memory_bytes": needed_bytes(header, spec.n_ctx, _layers(header, spec)),
+        "penalty_tokens": PENALTY_TOKENS,
+    }
+    if trained and spec.n_ctx > trained:
+        facts["warning"] = (
+            f"n_ctx {spec.n_ctx} is more than the {trained} tokens that the model was trained for"
+        )
+    return facts
+
+
+def _layers(header: GgufHeader, spec: NativeSpec) -> int:
+    return header.dimension("block_count") if spec.n_gpu_layers < 0 else spec.n_gpu_layers
+
+
+def _check_sampling(request: Request, seed: int) -> None:
+    if not 0 <= seed < RANDOM_SEED:
+        raise RequestRejected(
+            f"{request.label}: seed {seed} is not in [0, {RANDOM_SEED}); derive it from the request"
+        )
+    if not request.sampling.repeat_penalty > 0:
+        raise RequestRejected(
+            f"{request.label}: repeat_penalty must be above 0, "
+            f"got {request.sampling.repeat_penalty}; 1 is off"
+        )
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

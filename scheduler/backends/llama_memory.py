@@ -1,0 +1,74 @@
+"""How much memory a model will take, and whether that much is there.
+
+llama.cpp finds out by failing half-way, or the machine begins to swap. Numbers are estimates
+from the file's header: weights as large as the file, keys and values in F16, and room to compute.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scheduler.backends.llama_prefix import CHUNK_TOKENS
+from scheduler.errors import ConfigError
+from scheduler.gguf_file import GgufHeader
+
+_MIB = 1 << 20
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def needed_bytes(header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0) -> int:
+    """Return the main memory that a model takes with one context of `n_ctx` tokens."""
+    layers = max(1, header.dimension("block_count"))
+    heads = header.dimension("attention.head_count") or 1
+    width = header.dimension("embedding_length")
+    kv_heads = header.dimension("attention.head_count_kv") or heads
+    key = header.dimension("attention.key_length") or width // heads
+    value = header.dimension("attention.value_length") or width // heads
+    kv_cache = 2 * layers * n_ctx * kv_heads * (key + value)
+    on_cpu = max(0, layers - n_gpu_layers) / layers
+    computing = 4 * CHUNK_TOKENS * (n_ctx + 8 * width) + 32 * _MIB
+    return int((header.bytes + kv_cache) * on_cpu) + computing
+
+
+def available_bytes() -> int | None:
+    """Return the memory that can still be taken, or None where the system does not say."""
+    found = [size for size in (_system_bytes(), _cgroup_bytes()) if size is not None]
+    return min(found, default=None)
+
+
+def check_memory(header: GgufHeader, n_ctx: int, n_gpu_layers: int, available: int | None) -> None:
+    """Refuse a model that does not fit.
+
+    Raises:
+        ConfigError: It needs more than `available` bytes.
+    """
+    needed = needed_bytes(header, n_ctx, n_gpu_layers)
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"model {header.path} needs about {needed // _MIB:,} MiB with n_ctx {n_ctx}, and "
+            f"{available // _MIB:,} MiB are available; lower n_ctx, take a smaller model or "
+            "quantization, or free memory"
+        )
+
+
+def _system_bytes() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _cgroup_bytes() -> int | None:
+    try:
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return max(0, int(limit) - int(used)) if limit.isdigit() else None

@@ -1,0 +1,190 @@
+"""How a token is drawn in process: llama.cpp's samplers, new for each answer.
+
+The same samplers in the same order as those that a llama-server is told to use, so that one
+seed means one thing. Nothing of a sampler outlives its answer: no random state, no window of
+penalties, no place in a grammar. Only compiled grammars are kept, by their schema.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scheduler.backends.gbnf import UnknownKeywordError, grammar_of
+from scheduler.backends.native_model import PENALTY_TOKENS
+from scheduler.errors import RequestRejected
+from scheduler.types import OutputSchema, Sampling
+
+_MOST_GRAMMARS = 64
+
+
+class Grammars:
+    """Compiled grammars by their schema's fingerprint.
+
+    Args:
+        lib: The module `llama_cpp`.
+        vocab: The model's vocabulary.
+    """
+
+    def __init__(self, lib: Any, vocab: Any) -> None:
+        self._lib = lib
+        self._vocab = vocab
+        self._compiled: OrderedDict[str, Any] = OrderedDict()
+
+    def copy_of(self, schema: OutputSchema) -> Any:
+        """Return a sampler at the beginning of the grammar of `schema`; the caller frees it.
+
+        Raises:
+            RequestRejected: llama.cpp can't hold the schema.
+        """
+        key = schema.fingerprint
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(schema)
+            if len(self._compiled) > _MOST_GRAMMARS:
+                self._lib.llama_sampler_free(self._compiled.popitem(last=False)[1])
+        self._compiled.move_to_end(key)
+        return self._lib.llama_sampler_clone(self._compiled[key])
+
+    def close(self) -> None:
+        """Free them all."""
+        while self._compiled:
+            self._lib.llama_sampler_free(self._compiled.popitem()[1])
+
+    def _compile(self, schema: OutputSchema) -> Any:
+        try:
+            text = self._text(schema)
+        except Exception as exc:  # the library's converter fails with whatever it met
+            raise RequestRejected(
+                f"output schema {schema.name!r} can't be turned into a grammar: {exc}; "
+                "use simpler keywords, or set scheduler.structured_output to false"
+            ) from exc
+        grammar = self._lib.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+        if not grammar:
+            raise RequestRejected(
+                f"llama.cpp refuses the grammar of output schema {schema.name!r}; "
+                "shorten its bounds (1,999 at most), or use simpler keywords"
+            )
+        return grammar
+
+    def _text(self, schema: OutputSchema) -> str:
+        try:
+            return grammar_of(schema.schema)
+        except UnknownKeywordError:
+            from llama_cpp.llama_grammar import (  # noqa: PLC0415 - an optional extra
+                json_schema_to_gbnf,
+            )
+
+            return str(json_schema_to_gbnf(json.dumps(dict(schema.schema))))
+
+
+class TokenPicker:
+    """Draws the tokens of one answer.
+
+    Args:
+        lib: The module `llama_cpp`.
+        vocabulary_size: How many scores a token is drawn from.
+        sampling: How it is drawn.
+        seed: Seed in [0, 2**32 - 1).
+        grammar: A grammar's sampler, freed with this, or None.
+        prompt: The prompt's tokens, the last of which the penalties look back on.
+    """
+
+    def __init__(
+        self,
+        lib: Any,
+        vocabulary_size: int,
+        sampling: Sampling,
+        seed: int,
+        grammar: Any,
+        prompt: Sequence[int],
+    ) -> None:
+        self._lib = lib
+        self._grammar = grammar
+        self._chain = _chain(lib, vocabulary_size, sampling, seed)
+        for token in prompt[-PENALTY_TOKENS:]:
+            lib.llama_sampler_accept(self._chain, token)
+        if grammar is not None:
+            kind = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
+            self._entries = np.zeros(vocabulary_size, dtype=kind)
+            self._ids = np.arange(vocabulary_size, dtype=np.int32)
+
+    def pick(self, context: Any, *, held: bool) -> int:
+        """Draw a token from the last evaluated row's scores; it counts as drawn.
+
+        Args:
+            context: The llama.cpp context.
+            held: Whether the grammar, if there is one, holds for this token.
+
+        Returns:
+            The token, or -1 if the grammar allows none.
+        """
+        if self._grammar is None or not held:
+            return int(self._lib.llama_sampler_sample(self._chain, context, -1))
+        token = self._draw(context, masked=False)
+        # Masking the whole vocabulary is slow, and mostly the first draw is allowed.
+        if not self._allows(token):
+            token = self._draw(context, masked=True)
+            if not self._allows(token):
+                return -1
+        self._lib.llama_sampler_accept(self._grammar, token)
+        self._lib.llama_sampler_accept(self._chain, token)
+        return token
+
+    def close(self) -> None:
+        """Free the samplers."""
+        self._lib.llama_sampler_free(self._chain)
+        if self._grammar is not None:
+            self._lib.llama_sampler_free(self._grammar)
+
+    def _draw(self, context: Any, *, masked: bool) -> int:
+        logits = self._lib.llama_get_logits_ith(context, -1)
+        self._entries["id"] = self._ids
+        self._entries["logit"] = np.ctypeslib.as_array(logits, self._ids.shape)
+        array = self._array(self._entries)
+        if masked:
+            self._lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        self._lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def _allows(self, token: int) -> bool:
+        alone = np.zeros(1, dtype=self._entries.dtype)
+        alone["id"], alone["logit"] = token, 1.0
+        array = self._array(alone)
+        self._lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return bool(alone["logit"][0] == 1.0)
+
+    def _array(self, entries: np.ndarray[Any, Any]) -> Any:
+        pointer = entries.ctypes.data_as(self._lib.llama_token_data_p)
+        return self._lib.llama_token_data_array(
+            data=pointer, size=len(entries), selected=-1, sorted=False
+        )
+
+
+def _chain(lib: Any, vocabulary_size: int, sampling: Sampling, seed: int) -> Any:
+    params = lib.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = lib.llama_sampler_chain_init(params)
+    penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+    samplers = []
+    if penalties != (1.0, 0.0, 0.0):
+        samplers.append(
+            lib.llama_sampler_init_penalties(vocabulary_size, PENALTY_TOKENS, *penalties)
+        )
+    if sampling.temperature <= 0:
+        samplers.append(lib.llama_sampler_init_greedy())
+    else:
+        samplers += [
+            lib.llama_sampler_init_top_k(sampling.top_k),
+            lib.llama_sampler_init_top_p(sampling.top_p, 0),
+            lib.llama_sampler_init_min_p(sampling.min_p, 0),
+            lib.llama_sampler_init_temp(sampling.temperature),
+            lib.llama_sampler_init_dist(seed),
+        ]
+    for sampler in samplers:
+        lib.llama_sampler_chain_add(chain, sampler)
+    return chain

@@ -1,0 +1,89 @@
+"""What the in-process backend asks of a loaded model.
+
+Between the backend, which knows requests, threads and cancellation, and `llama_native.py`, which
+knows llama.cpp; a test puts a model that misbehaves in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from scheduler.backends.base import RawAnswer
+from scheduler.backends.llama_prompt import Prompt
+from scheduler.errors import ConfigError
+from scheduler.types import Message, OutputSchema, Sampling
+
+PENALTY_TOKENS = 64
+"""How many tokens back the penalties look, llama.cpp's own default."""
+
+RANDOM_SEED = 0xFFFF_FFFF
+"""The seed that means "choose one" to llama.cpp."""
+
+
+class AnswerStopped(Exception):
+    """The answer was told to stop before its end."""
+
+
+class NativeModel(Protocol):
+    """What the backend asks of a loaded model."""
+
+    facts: Mapping[str, Any]
+
+    def prompt(self, messages: Sequence[Message], thinking: bool | None) -> Prompt:
+        """Return `messages` through the chat template, as tokens."""
+        ...
+
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        seed: int,
+        schema: OutputSchema | None,
+        stopped: Callable[[], bool],
+    ) -> RawAnswer:
+        """Answer `prompt`.
+
+        Raises:
+            AnswerStopped: `stopped` has become true.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Make the running answer look at `stopped` soon; from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSpec:
+    """What to load: file, context in tokens, CPU threads, layers put on the GPU."""
+
+    path: Path
+    n_ctx: int
+    n_threads: int
+    n_gpu_layers: int
+
+
+def load_native(spec: NativeSpec) -> NativeModel:
+    """Load a model with llama.cpp; this takes as long as reading its file.
+
+    Raises:
+        ConfigError: llama-cpp-python is missing, or llama.cpp can't load the file.
+    """
+    try:
+        import llama_cpp  # noqa: PLC0415 - an optional extra
+
+        from scheduler.backends.llama_native import LlamaModel  # noqa: PLC0415 - needs it too
+    except ImportError as exc:
+        raise ConfigError(
+            "running a model in process needs llama-cpp-python; install it with: "
+            'pip install "swarm-inference-scheduler[llama-cpp]" (it is compiled on your machine, '
+            "which takes minutes and needs a C and C++ compiler), or use a llama-server"
+        ) from exc
+    return LlamaModel(llama_cpp, spec)

@@ -1,0 +1,119 @@
+"""What a run's answers follow from: equal, or a run can't be resumed.
+
+Time-outs, slots, URLs, ports and retries are not in it, since changing those is how
+a broken run is mended.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from scheduler.backends.base import BackendInfo
+from scheduler.errors import ConfigError
+from scheduler.types import Sampling
+from swarm_integration.agents import Service
+from swarm_integration.compat import swarm_version
+from swarm_integration.config import InferenceConfig
+
+
+def identity(
+    *,
+    scenario: Path,
+    epochs: int,
+    steps_per_epoch: int,
+    seed: int | None,
+    mode: str,
+    config: InferenceConfig,
+    services: Mapping[str, Service],
+    backends: Mapping[str, BackendInfo],
+    repairs: Sequence[str],
+    memory_sha256: str | None,
+) -> dict[str, Any]:
+    """Return all that a run's answers follow from, as plain data.
+
+    Args:
+        scenario: The scenario's file.
+        epochs: How many epochs are run.
+        steps_per_epoch: How many steps each has.
+        seed: The run's seed.
+        mode: `batch` or `serial`.
+        config: The effective configuration.
+        services: Who answers each LLM agent.
+        backends: What the backends said at their start, by name.
+        repairs: What was made reproducible.
+        memory_sha256: The sha256 of the graph memory that the run began with.
+    """
+    return {
+        "versions": versions(),
+        "scenario_sha256": sha256(scenario.read_bytes()).hexdigest(),
+        "epochs": epochs,
+        "steps_per_epoch": steps_per_epoch,
+        "seed": seed,
+        "mode": mode,
+        "prompt_layout": config.prompt_layout,
+        "structured_output": config.scheduler.structured_output,
+        "max_reasks": config.scheduler.max_reasks,
+        "repairs": list(repairs),
+        "memory_sha256": memory_sha256,
+        "agents": {
+            agent_id: {
+                "base_seed": service.base_seed,
+                "model": _model(backends[service.backend]),
+                "sampling": {name: getattr(service.sampling, name) for name in Sampling.__slots__},
+            }
+            for agent_id, service in services.items()
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that decides what a simulation asks."""
+    return {
+        "swarm-inference-scheduler": version("swarm-inference-scheduler"),
+        "swarm-safety": swarm_version(),
+        "python": ".".join(str(part) for part in sys.version_info[:2]),
+    }
+
+
+def check_same(before: Any, now: dict[str, Any], path: Path) -> None:
+    """Check that the run in `path` goes on as what it was.
+
+    Args:
+        before: The earlier attempt's identity; None when it ended before it had one.
+        now: This attempt's.
+        path: The run's directory.
+
+    Raises:
+        ConfigError: It would not; the message names what differs.
+    """
+    found = [] if before is None else list(differences(before, now))
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ConfigError(
+            f"the run in {path} can't be resumed, since its answers would not fit together: "
+            f"{'; '.join(found[:3])}{more}. Put that back as it was, or start a new run"
+        )
+
+
+def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Yield what differs, each with its place, the old value and the new one."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            name = f"{place}.{key}" if place else str(key)
+            yield from differences(before.get(key), now.get(key), name)
+    elif before != now:
+        yield f"{place} was {before!r}, is {now!r}"
+
+
+def _model(info: BackendInfo) -> dict[str, str]:
+    return {
+        "kind": info.kind,
+        "model": info.model,
+        "build": info.build,
+        "fingerprint": info.fingerprint,
+    }

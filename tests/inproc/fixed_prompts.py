@@ -1,0 +1,76 @@
+"""Fixed prompts and their answers in process; run as a program, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.engine import Scheduler
+from scheduler.seeds import request_seed
+from scheduler.types import Message, OutputSchema, Request, Sampling
+
+ACT = OutputSchema(
+    "act",
+    {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "action": {"const": 'say "no"'},
+                    "why": {"type": "string", "minLength": 1, "maxLength": 30},
+                },
+                "required": ["action", "why"],
+                "additionalProperties": False,
+            },
+            {
+                "type": "object",
+                "properties": {"price": {"type": "integer"}, "to": {"enum": ["ada", "bob"]}},
+                "required": ["to", "price"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+)
+PERSONAS = ("honest", "greedy", "careful")
+
+
+def fixed_request(n: int) -> Request:
+    """Return request n: three personas of odd lengths, every second with a schema."""
+    persona = PERSONAS[n % 3]
+    system = f"You are a {persona} trader. " * (11 + 13 * (n % 3)) + "Be brief" + "!" * (n % 3)
+    user = f"Round {n}: agent_{n} offers {7 * n} credits; the market is calm. " * (1 + n % 5)
+    sampling = Sampling(0.8, 24, repeat_penalty=1.2 if n % 4 == 3 else 1.0)
+    schema = ACT if n % 2 else None
+    messages = (Message("system", system), Message("user", user))
+    return Request(f"agent_{n}", messages, sampling=sampling, schema=schema, timeout_s=60)
+
+
+async def answers_of(backend: LlamaInprocBackend, numbers: Sequence[int]) -> dict[int, str]:
+    """Return the text that each fixed request is answered with, asked in this order."""
+    texts = {}
+    for n in numbers:
+        request = fixed_request(n)
+        texts[n] = (await backend.generate(request, seed=request_seed(request), slot=0)).text
+    return texts
+
+
+async def _main(path: Path, count: int) -> None:
+    import resource
+
+    backend = LlamaInprocBackend(path, n_ctx=2048, n_threads=1)
+    async with Scheduler(backend) as scheduler:
+        done = await scheduler.run_step([fixed_request(n) for n in range(count)])
+    await backend.aclose()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mib = peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+    texts = {n: done[n].answers[0].text for n in range(count)}
+    print(json.dumps({"texts": texts, "peak_mib": peak_mib}))
+
+
+if __name__ == "__main__":
+    anyio.run(_main, Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,238 @@
+"""The in-process backend with the real library and small random-weight models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import anyio
+import jsonschema
+import pytest
+
+from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.engine import Scheduler
+from scheduler.errors import ConfigError, ContextExceeded, RequestRejected
+from scheduler.gguf_models import ModelShape, write_model
+from scheduler.seeds import request_seed
+from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling
+from tests.inproc.fixed_prompts import ACT, answers_of, fixed_request
+
+if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
+    pytest.skip("llama-cpp-python is not installed", allow_module_level=True)
+
+import llama_cpp
+
+TYPES = ("Q8_0", "F16", "Q4_K_M")
+PROMPTS = range(12)
+ENDLESS = OutputSchema("endless", {"type": "string", "minLength": 1900})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    paths = {name: folder / f"{name}.gguf" for name in TYPES}
+    for name in ("Q8_0", "F16"):
+        shape = ModelShape(
+            "inproc", layers=3, width=256, heads=4, kv_heads=2, ff_width=512, weight_type=name
+        )
+        write_model(paths[name], shape)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    names = str(paths["F16"]).encode(), str(paths["Q4_K_M"]).encode()
+    assert llama_cpp.llama_model_quantize(*names, params) == 0
+    return paths
+
+
+@pytest.fixture
+def model(models: dict[str, Path]) -> Path:
+    return models["Q8_0"]
+
+
+@pytest.fixture
+async def backend(model: Path) -> AsyncIterator[LlamaInprocBackend]:
+    backend = LlamaInprocBackend(model, n_ctx=2048, n_threads=1)
+    await backend.start()
+    yield backend
+    await backend.aclose()
+
+
+def endless(n: int = 0, *, rounds: int = 1) -> Request:
+    """A request that goes on until it is stopped, after a prompt of any length."""
+    messages = (Message("user", f"Round {n}. " * rounds),)
+    return Request(f"agent_{n}", messages, sampling=Sampling(0.8, 400), schema=ENDLESS)
+
+
+async def cancelled(backend: LlamaInprocBackend, request: Request, after_s: float) -> float:
+    """Cancel `request` after a while; return how many seconds that took."""
+    with anyio.move_on_after(after_s) as scope:
+        await backend.generate(request, seed=1, slot=0)
+    assert scope.cancelled_caught
+    return anyio.current_time() - scope.deadline
+
+
+@pytest.mark.parametrize("weights", TYPES)
+async def test_answers_do_not_depend_on_what_ran_before(
+    models: dict[str, Path], weights: str
+) -> None:
+    number = random.randrange(10**6)
+    print(f"shuffled with random.Random({number})")
+    shuffled = random.Random(number)
+    backend = LlamaInprocBackend(models[weights], n_ctx=2048, n_threads=1)
+    await backend.start()
+    expected = await answers_of(backend, PROMPTS)
+    assert len(set(expected.values())) >= 10
+    for _ in range(3):
+        order = list(PROMPTS)
+        shuffled.shuffle(order)
+        some = order[: shuffled.randint(4, len(order))]
+        assert await answers_of(backend, some) == {n: expected[n] for n in some}
+        await cancelled(backend, endless(order[0], rounds=shuffled.randint(1, 60)), 0.02)
+    await backend.aclose()
+    one_by_one = LlamaInprocBackend(models[weights], n_ctx=2048, n_threads=1)
+    for n in (7, 2):
+        await one_by_one.start()
+        assert await answers_of(one_by_one, [n, n]) == {n: expected[n]}
+        await one_by_one.aclose()
+        one_by_one = LlamaInprocBackend(models[weights], n_ctx=2048, n_threads=1)
+
+
+def fresh_process(model: Path, count: int) -> dict[str, Any]:
+    script = Path(__file__).with_name("fixed_prompts.py")
+    command = [sys.executable, str(script), str(model), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource module")
+async def test_new_process_answers_the_same_and_twelve_agents_share_one_model(
+    backend: LlamaInprocBackend, model: Path
+) -> None:
+    twelve, one = fresh_process(model, 12), fresh_process(model, 1)
+    expected = await answers_of(backend, PROMPTS)
+    assert twelve["texts"] == {str(n): text for n, text in expected.items()}
+    assert one["texts"] == {"0": expected[0]}
+    assert twelve["peak_mib"] - one["peak_mib"] < 50
+
+
+async def test_prompt_tokens_are_those_of_the_library(
+    backend: LlamaInprocBackend, model: Path
+) -> None:
+    library = llama_cpp.Llama(str(model), n_ctx=2048, verbose=False)
+    for n in (0, 4, 8):
+        request = fixed_request(n)
+        answer = await backend.generate(request, seed=1, slot=0)
+        messages = [{"role": m.role, "content": m.content} for m in request.messages]
+        theirs = library.create_chat_completion(messages, max_tokens=1, seed=1)["usage"]
+        counted = await backend.count_prompt_tokens(request.messages)
+        assert answer.usage.prompt_tokens == counted == theirs["prompt_tokens"]
+    library.close()
+
+
+async def test_shared_system_message_is_read_once(backend: LlamaInprocBackend) -> None:
+    first, second = fixed_request(2), fixed_request(5)
+    cold = await backend.generate(first, seed=1, slot=0)
+    began = perf_counter()
+    warm = await backend.generate(second, seed=1, slot=0)
+    took_ms = (perf_counter() - began) * 1000
+    assert cold.usage.cached_tokens == 0
+    assert 100 < warm.usage.cached_tokens < warm.usage.prompt_tokens
+    assert warm.prefill_ms is not None
+    assert warm.decode_ms is not None
+    assert 0 < warm.prefill_ms + warm.decode_ms < took_ms
+
+
+async def test_finished_answers_hold_their_schema(backend: LlamaInprocBackend) -> None:
+    finished = 0
+    for seed in range(12):
+        request = replace(fixed_request(1), sampling=Sampling(1.0, 80))
+        answer = await backend.generate(request, seed=seed, slot=0)
+        if answer.finish_reason is FinishReason.STOP:
+            finished += 1
+            jsonschema.validate(json.loads(answer.text), ACT.schema)
+    assert finished >= 6
+
+
+async def test_seed_and_temperature_decide(backend: LlamaInprocBackend) -> None:
+    request = fixed_request(0)
+    texts = [(await backend.generate(request, seed=seed, slot=0)).text for seed in (1, 2, 3, 1)]
+    assert texts[0] == texts[3]
+    assert len(set(texts)) == 3
+    greedy = replace(request, sampling=Sampling(0.0, 24))
+    assert len({(await backend.generate(greedy, seed=s, slot=0)).text for s in (1, 2, 3)}) == 1
+
+
+async def test_token_limit_ends_an_answer(backend: LlamaInprocBackend) -> None:
+    request = replace(endless(), sampling=Sampling(0.8, 7))
+    answer = await backend.generate(request, seed=1, slot=0)
+    assert answer.finish_reason is FinishReason.LENGTH
+    assert answer.usage.completion_tokens == 7
+
+
+async def test_prompt_and_answer_that_just_fit_are_answered(model: Path) -> None:
+    backend = LlamaInprocBackend(model, n_ctx=512, n_threads=1)
+    await backend.start()
+    request = endless(rounds=20)
+    count = await backend.count_prompt_tokens(request.messages) or 0
+    most = replace(request, sampling=Sampling(0.8, 512 - count))
+    answer = await backend.generate(most, seed=1, slot=0)
+    assert answer.usage.completion_tokens == 512 - count
+    with pytest.raises(ContextExceeded, match=r"agent_0's prompt"):
+        await backend.generate(replace(most, sampling=Sampling(0.8, 513 - count)), seed=1, slot=0)
+    await backend.aclose()
+
+
+@pytest.mark.parametrize(("rounds", "after_s"), [(1, 0.1), (300, 0.005), (300, 0.03)])
+async def test_cancelling_ends_prefill_and_decode_soon(
+    backend: LlamaInprocBackend, rounds: int, after_s: float
+) -> None:
+    assert await cancelled(backend, endless(rounds=rounds), after_s) < 1.0
+
+
+async def test_close_while_an_answer_runs_frees_the_model(backend: LlamaInprocBackend) -> None:
+    async def ask() -> None:
+        with pytest.raises(Exception, match="closed before the answer"):
+            await backend.generate(endless(), seed=1, slot=0)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await anyio.sleep(0.01)
+        await backend.aclose()
+
+
+async def test_schema_that_no_grammar_can_hold_is_rejected(backend: LlamaInprocBackend) -> None:
+    schema = OutputSchema("odd", {"not": {"type": "string"}})
+    with pytest.raises(RequestRejected, match="'odd'"):
+        await backend.generate(replace(fixed_request(1), schema=schema), seed=1, slot=0)
+
+
+@pytest.fixture
+def odd_model(model: Path, tmp_path: Path) -> Path:
+    """A complete file that lacks a tensor."""
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(model.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
+    return path
+
+
+async def test_model_that_llama_cpp_refuses_is_a_config_error(odd_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"odd\.gguf can't be loaded.*attn_q"):
+        await LlamaInprocBackend(odd_model, n_ctx=512).start()
+
+
+async def test_scheduler_runs_it_on_one_slot_in_order(backend: LlamaInprocBackend) -> None:
+    async with Scheduler(backend) as scheduler:
+        done = await scheduler.run_step([fixed_request(n) for n in PROMPTS])
+    assert [completion.request.agent_id for completion in done] == [f"agent_{n}" for n in PROMPTS]
+    assert {completion.slot for completion in done} == {0}
+    first = done[0].answers[0]
+    assert first.seed == request_seed(fixed_request(0))
