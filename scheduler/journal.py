@@ -28,7 +28,8 @@ SCHEMA_VERSION = 1
 Synchronous = Literal["normal", "full"]
 _TABLE = (
     "CREATE TABLE answers "
-    "(key TEXT PRIMARY KEY, label TEXT NOT NULL, record TEXT NOT NULL, sha256 TEXT NOT NULL)"
+    "(key TEXT PRIMARY KEY, label TEXT NOT NULL, record TEXT NOT NULL, sha256 TEXT NOT NULL) "
+    "WITHOUT ROWID"
 )
 _PATIENCE_S = 0.5  # for the lock of a process that is just ending
 R = TypeVar("R")

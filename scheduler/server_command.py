@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Literal
 
 from scheduler.errors import ConfigError, ServerError
+from scheduler.gguf_file import read_gguf_header
 
 Profile = Literal["fast", "invariant"]
 
 # By path, because `-m` would first import all of `scheduler`, half a second at each start; with
 # -P, because this directory's `types` and `queue` would hide the standard ones.
 CHILD = (sys.executable, "-P", str(Path(__file__).with_name("xllamacpp_server.py")))
+
+UNPROVEN_WEIGHTS = ("F32", "F16", "BF16")
+"""Weights whose answers changed with what shared the batch under the `invariant` flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +192,11 @@ def check_spec(spec: ServerSpec) -> None:
             f"model_path {spec.model_path} is not a GGUF file (it begins with {magic!r}); "
             "download it again, or convert it with llama.cpp."
         )
-    # `invariant` does not hold for F16, BF16 and F32 weights: their refusal belongs here.
+    if spec.profile == "invariant":
+        weights = read_gguf_header(spec.model_path).quantization
+        if weights in UNPROVEN_WEIGHTS:
+            raise ConfigError(
+                f"server_profile invariant was measured not to hold for {weights} weights, which "
+                f"{spec.model_path} has. Use a quantized model (Q8_0, Q4_K_M), or server_profile "
+                "fast."
+            )

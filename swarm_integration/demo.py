@@ -33,8 +33,10 @@ get one (for example Llama-3.2-3B-Instruct-Q4_K_M.gguf), then:
   swarm run scenarios/llm_batch_12.yaml --seed 42 --inference-scheduler batch \\
       --inference-config configs/llama_server.yaml
 
-About the trace hash: it is the sha256 of every question and answer of the run. Two
-runs do not have the same one yet: SWARM draws random ids, which are in the prompts."""
+About the trace hash: it is the sha256 of every question and answer of the run. Run the
+demo again on this machine, with any --slots: it is the same, since the simulation is
+drawn from its seed and the server is started with settings under which an answer does
+not depend on what shares its batch. Another processor or build may give another one."""
 
 
 @dataclass(frozen=True, slots=True)

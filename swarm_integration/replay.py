@@ -141,7 +141,7 @@ def _completed(directory: Path) -> dict[str, Any]:
         if not (directory / name).is_file():
             raise ConfigError(f"{directory / name} is missing, so there is nothing to replay from")
     missing = [name for name in _NEEDED if not isinstance(manifest.get(name), _NEEDED[name])]
-    missing += [name for name in _IDENTITY if name not in manifest.get("identity", {})]
+    missing += [] if missing else [name for name in _IDENTITY if name not in manifest["identity"]]
     if missing:
         raise ConfigError(f"{directory / MANIFEST} does not say: {', '.join(missing)}")
     return manifest
@@ -210,17 +210,20 @@ def _recorded(manifest: Mapping[str, Any], config: InferenceConfig, journal: Jou
         name: RecordedBackend(name, facts) for name, facts in manifest["backends"].items()
     }
     agents = manifest["identity"]["agents"]
-    services = {
-        agent_id: Service(
-            backend=name,
-            model="",
-            base_seed=agents[agent_id]["base_seed"],
-            sampling=Sampling(**agents[agent_id]["sampling"]),
-            timeout_s=60.0,
-            max_retries=0,
-        )
-        for agent_id, name in manifest["served_by"].items()
-    }
+    try:
+        services = {
+            agent_id: Service(
+                backend=name,
+                model="",
+                base_seed=agents[agent_id]["base_seed"],
+                sampling=Sampling(**agents[agent_id]["sampling"]),
+                timeout_s=60.0,
+                max_retries=0,
+            )
+            for agent_id, name in manifest["served_by"].items()
+        }
+    except (KeyError, TypeError) as exc:
+        raise ConfigError(f"{MANIFEST} describes the agents wrongly: {exc!r}") from exc
     instructions = Instructions(config.prompt_layout, structured=config.scheduler.structured_output)
     fleet = Fleet(backends, services, names_must_match=False)
     return Started(fleet, {}, instructions, journal)

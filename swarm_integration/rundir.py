@@ -102,8 +102,6 @@ class RunDirectory:
         self._digest = sha256()
         self._questions = 0
         self._transcript: TextIO | None = None
-        if not resume:
-            self.update_manifest(state="starting")  # so that a killed process leaves a run
         self._log_file: TextIO = (path / LOG).open("a", encoding="utf-8", newline="\n")
         if _is_torn(path / LOG):
             self._log_file.write("\n")
@@ -180,10 +178,7 @@ class RunDirectory:
         self._manifest.update(entries)
         if not self.begun:
             return
-        data = {"version": MANIFEST_VERSION, **self._manifest}
-        draft = self.path / f".{MANIFEST}.part"
-        draft.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        draft.replace(self.path / MANIFEST)
+        _write_manifest(self.path, self._manifest)
 
 
 def file_sha256(path: Path) -> str:
@@ -197,11 +192,24 @@ def without_secrets(scenario: str) -> str:
     return _LOGIN.sub("://", without_keys)
 
 
+def _write_manifest(directory: Path, entries: dict[str, Any]) -> None:
+    data = {"version": MANIFEST_VERSION, **entries}
+    draft = directory / f".{MANIFEST}.part"
+    draft.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft.replace(directory / MANIFEST)
+
+
 def _make(path: Path) -> None:
     try:
         if _was_refused(path):
             return
-        path.mkdir(parents=True)
+        if path.exists():
+            raise FileExistsError(path)
+        # It comes with its manifest: a process killed at any moment leaves a run, or nothing.
+        draft = path.with_name(f".{path.name}.part")
+        draft.mkdir(parents=True, exist_ok=True)
+        _write_manifest(draft, {"state": "starting"})
+        draft.rename(path)
     except FileExistsError as exc:
         raise ConfigError(
             f"run directory {path} exists already. Go on in it with --resume, or give another "

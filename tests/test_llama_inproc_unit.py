@@ -281,10 +281,16 @@ async def test_missing_model_is_found_at_the_start(tmp_path: Path, fake: FakeMod
     await backend.aclose()
 
 
-@pytest.mark.parametrize("wrong", [{"n_ctx": 0}, {"n_threads": 0}, {"n_gpu_layers": -2}])
-async def test_impossible_numbers_are_refused(model: Path, wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        LlamaInprocBackend(model, **wrong)
+@pytest.mark.parametrize("wrong", ["n_ctx", "n_threads", "n_gpu_layers"])
+def test_impossible_numbers_are_refused(model: Path, wrong: str) -> None:
+    numbers = {"n_ctx": 64, "n_threads": 1, "n_gpu_layers": 0, wrong: -2}
+    with pytest.raises(ConfigError, match=wrong):
+        LlamaInprocBackend(
+            model,
+            n_ctx=numbers["n_ctx"],
+            n_threads=numbers["n_threads"],
+            n_gpu_layers=numbers["n_gpu_layers"],
+        )
 
 
 async def test_too_long_a_prompt_is_refused_unread(model: Path, fake: FakeModel) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from scheduler.errors import ConfigError, ServerError
+from scheduler.gguf_models import ModelShape, write_model
 from scheduler.server import (
     ServerSpec,
     check_spec,
@@ -181,3 +183,17 @@ def test_a_named_program_that_cannot_run_is_an_error_and_nothing_else_is_taken(
     monkeypatch.setenv("LLAMA_SERVER", "nowhere")
     with pytest.raises(ServerError, match="LLAMA_SERVER names 'nowhere'"):
         find_server()
+
+
+@pytest.mark.parametrize("weights", ["F16", "Q8_0"])
+def test_invariant_refuses_weights_for_which_it_does_not_hold(
+    weights: Literal["F16", "Q8_0"], tmp_path: Path
+) -> None:
+    shape = ModelShape("tiny", 1, 32, 2, 1, 32, weight_type=weights)
+    path = write_model(tmp_path / "tiny.gguf", shape).path
+    check_spec(ServerSpec(path, 1, 256, profile="fast"))
+    if weights == "Q8_0":
+        check_spec(ServerSpec(path, 1, 256, profile="invariant"))
+        return
+    with pytest.raises(ConfigError, match=r"invariant .* F16 weights.*Q8_0"):
+        check_spec(ServerSpec(path, 1, 256, profile="invariant"))

@@ -430,7 +430,8 @@ def test_failure_under_abort_exits_1_and_names_the_agent(
     server.on(CHAT, Reply(answer_body(NOOP)), REFUSAL)
     assert swarm("run", scenario, *BATCH, "--inference-config", config) == 1
     captured = capsys.readouterr()
-    [line] = captured.err.splitlines()
+    *hint, line = captured.err.splitlines()
+    assert "--resume" in "".join(hint)
     assert line.startswith("error: llm_2")
     for text in ("epoch 0", "step 0", "bad request", "1 of 3", "on_failure"):
         assert text in line

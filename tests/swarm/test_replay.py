@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulations import council, json_lines, llm, manifest, swarm, write_config, write_scenario
-from wire.scripted_server import CHAT, Reply, ScriptedServer, answer_body, error_body
 
 from swarm_integration import commands
-from swarm_integration.replay import METRICS_TOLERANCE
+from swarm_integration.comparison import METRICS_TOLERANCE
+from tests.swarm.simulations import (
+    council,
+    json_lines,
+    llm,
+    manifest,
+    swarm,
+    write_config,
+    write_scenario,
+)
+from tests.wire.scripted_server import CHAT, Reply, ScriptedServer, answer_body, error_body
 
 PUBLISHED = Path(__file__).parent / "published_run"
 RUN = Path("the-run")
