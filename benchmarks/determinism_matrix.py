@@ -25,6 +25,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from swarm_integration import cli
+
 ROOT = Path(__file__).parent.parent
 SCENARIOS = (
     ROOT / "scenarios/llm_batch_12.yaml",
@@ -115,8 +117,6 @@ def _outcome(run: Path) -> list[str]:
 
 def child(directory: Path, scenarios: Sequence[str]) -> int:
     """Run the scenarios one after the other in this process; return the exit code."""
-    from swarm_integration import cli
-
     common = ["--inference-scheduler", "batch", "--quiet", "--seed", "42"]
     for scenario in scenarios:
         run_dir = str(directory / Path(scenario).stem)
