@@ -25,8 +25,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from swarm_integration import cli
-
 ROOT = Path(__file__).parent.parent
 SCENARIOS = (
     ROOT / "scenarios/llm_batch_12.yaml",
@@ -117,6 +115,8 @@ def _outcome(run: Path) -> list[str]:
 
 def child(directory: Path, scenarios: Sequence[str]) -> int:
     """Run the scenarios one after the other in this process; return the exit code."""
+    from swarm_integration import cli  # noqa: PLC0415 # seconds that only children need
+
     common = ["--inference-scheduler", "batch", "--quiet", "--seed", "42"]
     for scenario in scenarios:
         run_dir = str(directory / Path(scenario).stem)

@@ -29,6 +29,7 @@ SCENARIO = Path(__file__).parent.parent / "scenarios/llm_batch_12.yaml"
 CONFIG = "backend: {kind: fake, fake: {slots: 4, latency_s: 0.05, fault_rate: 0.05}}\n"
 RETRIES = "scheduler: {retry_base_s: 0.01}\n"
 LONGEST_ROUND_S = 300.0
+_NAMES = ("epoch", "step", "kind", "agent_id", "ordinal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,11 @@ def _problems(run: Path, whole: Path) -> Iterator[str]:
         yield "the trace hash differs from the uninterrupted run's"
     answered = set()
     for event in _events(run):
-        name = tuple(event.get(key) for key in ("epoch", "step", "kind", "agent_id", "ordinal"))
+        question = tuple(event.get(key) for key in _NAMES)
         if event["event"] == "request.answered" and event["outcome"] == "ok":
-            answered.add(name)
-        if event["event"] == "request.dispatched" and name in answered:
-            yield f"{name} was dispatched after its answer had been stored"
+            answered.add(question)
+        if event["event"] == "request.dispatched" and question in answered:
+            yield f"{question} was dispatched after its answer had been stored"
 
 
 def _manifest(run: Path) -> Any:

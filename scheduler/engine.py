@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from scheduler.answering import Answering
 from scheduler.backends.base import Backend, BackendInfo
@@ -157,6 +158,8 @@ class Scheduler:
         try:
             await self._enqueue(step, requests)
             await step.wait()
+            if step.failed:  # perhaps by a cancellation that its tasks heard of first
+                await checkpoint_if_cancelled()
         except BaseException:
             self._end(step, in_flight_too=True)
             raise

@@ -357,10 +357,11 @@ def _mend(path: Path) -> None:
     _change(path, "DROP TRIGGER full")
 
 
-@pytest.mark.parametrize("number", range(1, 51))
+@pytest.mark.parametrize("number", range(1, 51, 2))
 async def test_a_failing_store_aborts_the_run_which_can_be_resumed(
-    number: int, tmp_path: Path
+    number: int, anyio_backend_name: str, tmp_path: Path
 ) -> None:
+    number += anyio_backend_name == "trio"  # half of the numbers on each event loop
     path = tmp_path / "j"
     await _fails_from(path, number)
     requests = questions(51)

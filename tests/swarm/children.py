@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from swarm_integration import cli
 
 _WAYS = multiprocessing.get_all_start_methods()
-_context = multiprocessing.get_context("forkserver" if "forkserver" in _WAYS else "spawn")
+_context: Any = multiprocessing.get_context("forkserver" if "forkserver" in _WAYS else "spawn")
 _context.set_forkserver_preload(["swarm_integration.run", "swarm.__main__", "openai"])
 
 PATIENCE_S = 60.0
@@ -31,7 +33,9 @@ class Child:
     def __init__(self, *arguments: object) -> None:
         self.output = Path(f"output-{time.monotonic_ns()}.txt").absolute()
         words = [str(argument) for argument in arguments]
-        self._process = _context.Process(target=_main, args=(words, str(self.output)), daemon=True)
+        self._process: BaseProcess = _context.Process(
+            target=_main, args=(words, str(self.output)), daemon=True
+        )
         self._process.start()
 
     @property

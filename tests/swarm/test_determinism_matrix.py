@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-SCENARIOS = ("council", "feed_votes_and_proposals", "guarded_network", "perturbed", "tasks")
+SCENARIOS = ("council", "feed_votes_and_proposals", "perturbed")
 
 
 def test_three_cells_have_one_trace_hash_and_one_set_of_metrics() -> None:
