@@ -6,6 +6,7 @@ a broken run is mended.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -13,12 +14,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scheduler.backends.base import BackendInfo
 from scheduler.errors import ConfigError
 from scheduler.types import Sampling
 from swarm_integration.agents import Service
 from swarm_integration.compat import swarm_version
 from swarm_integration.config import InferenceConfig
+
+_MENDABLE = frozenset(
+    {"timeout", "max_retries", "base_url", "api_key", "timeout_per_member"}
+    | {"llm_timeout", "llm_max_retries", "llm_base_url", "llm_api_key"}
+)
+"""Keys of an agent that decide how its model is reached, not what it is asked."""
 
 
 def identity(
@@ -50,7 +59,7 @@ def identity(
     """
     return {
         "versions": versions(),
-        "scenario_sha256": sha256(scenario.read_bytes()).hexdigest(),
+        "scenario_sha256": scenario_sha256(scenario),
         "epochs": epochs,
         "steps_per_epoch": steps_per_epoch,
         "seed": seed,
@@ -69,6 +78,27 @@ def identity(
             for agent_id, service in services.items()
         },
     }
+
+
+def scenario_sha256(path: Path) -> str:
+    """Return the sha256 (hexadecimal) of what a scenario says, less what may be mended.
+
+    Comments and layout do not count, and neither do the agents' time-outs, retries,
+    addresses and keys.
+    """
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict) and "agents" in data:
+        data = {**data, "agents": _without_mendable(data["agents"])}
+    return sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _without_mendable(data: Any) -> Any:
+    if isinstance(data, dict):
+        kept = {key: value for key, value in data.items() if key not in _MENDABLE}
+        return {str(key): _without_mendable(value) for key, value in kept.items()}
+    if isinstance(data, list):
+        return [_without_mendable(value) for value in data]
+    return data
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -73,6 +74,8 @@ class Child:
 
 
 def _main(words: list[str], output: str) -> None:
+    # A shell lets the commands that it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(target, stream)

@@ -491,7 +491,18 @@ def test_structured_output_sends_the_schema(server: ScriptedServer, tmp_path: Pa
 
 def child(*arguments: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "swarm_integration", *map(str, arguments)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if sys.platform == "win32" else hear_ctrl_c,  # noqa: PLW1509  # no threads yet
+    )
+
+
+def hear_ctrl_c() -> None:
+    """Undo what a shell does to the commands that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT can't be sent to one process there")

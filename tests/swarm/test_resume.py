@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.swarm.children import Child
 from tests.swarm.simulations import (
@@ -398,12 +399,25 @@ def test_what_changes_answers_is_refused_and_named(
     refused(capsys, command(RUN, changed, "--resume", *more), "can't be resumed", *says)
 
 
-def test_a_scenario_changed_by_a_byte_is_refused(
+def test_a_scenario_that_says_something_else_is_refused(
     scenario: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert swarm(*command(RUN, config)) == 0
-    scenario.write_bytes(scenario.read_bytes() + b"\n")
+    scenario.write_bytes(scenario.read_bytes() + b"\nmotif: changed\n")
     refused(capsys, command(RUN, config, "--resume"), "scenario_sha256 was")
+
+
+def test_how_a_model_is_reached_may_change_in_the_scenario(scenario: Path, config: Path) -> None:
+    assert swarm(*command(RUN, config)) == 0
+    before = manifest(RUN)["trace_hash"]
+    data = yaml.safe_load(scenario.read_text(encoding="utf-8"))
+    for spec in data["agents"]:
+        if "llm" in spec:
+            mended = {"timeout": 77, "max_retries": 9, "base_url": "http://127.0.0.1:9/v1"}
+            spec["llm"].update(mended)
+    scenario.write_text("# mended\n" + yaml.safe_dump(data), encoding="utf-8")
+    assert swarm(*command(RUN, config, "--resume")) == 0
+    assert manifest(RUN)["trace_hash"] == before
 
 
 @pytest.mark.parametrize(
