@@ -21,6 +21,7 @@ from swarm_integration.rounds import RequestMaker, Rounds
 from swarm_integration.schemas import Instructions
 
 _NO_LIMIT_S = 1e9
+_LOCAL_PROVIDERS = frozenset({"llama_cpp", "ollama"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,10 @@ def _settle(agent: Any, completion: Completion) -> tuple[str, int, int]:
     completion_tokens = sum(answer.usage.completion_tokens for answer in completion.answers)
     failed = not completion.ok
     if failed or agent.llm_config.cost_tracking:
+        # Upstream prices a call by its model's name; a local model costs nothing, whatever it is.
+        local = agent.llm_config.provider.value in _LOCAL_PROVIDERS
         agent.usage_stats.record_usage(
-            model=agent.llm_config.model,
+            model="" if local else agent.llm_config.model,
             input_tokens=prompt_tokens,
             output_tokens=completion_tokens,
             retries=max(0, completion.attempts - max(1, len(completion.answers))),

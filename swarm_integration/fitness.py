@@ -131,6 +131,10 @@ def _more_context(info: BackendInfo, needed: int) -> str:
     rounded = math.ceil(needed / 256) * 256
     if info.kind == "openai":
         return f"Give it a model with more and set backend.openai.context_per_slot to {rounded}"
+    if info.kind == "llama_inproc":
+        return f"Set n_ctx of the agent's llm block, or backend.context_per_slot, to {rounded}"
+    if info.kind == "fake":
+        return f"Set backend.fake.context_per_slot to {rounded}"
     return f"Start the server with --parallel {info.slots} --ctx-size {rounded * info.slots}"
 
 

@@ -137,6 +137,13 @@ def test_usage_statistics_count_tokens_of_every_answer(tmp_path: Path) -> None:
     }
 
 
+def test_a_local_model_costs_nothing_whatever_it_is_called(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path / "s.yaml", [llm(model="claude-3-haiku-20240307")], steps=2)
+    found = usage(simulate(path, ReplyingBackend(lambda *_: NOOP)), "llm_1")
+    assert found["total_input_tokens"] > 0
+    assert found["estimated_cost_usd"] == 0.0
+
+
 def test_usage_statistics_count_retries(tmp_path: Path) -> None:
     def reply(request: Request, put: int) -> str:
         if put < 2:

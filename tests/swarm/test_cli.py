@@ -198,7 +198,7 @@ def test_small_context_is_refused_with_what_to_type(
 ) -> None:
     config = write_config(tmp_path / "c.yaml", backend={**FAKE, "fake": {"context_per_slot": 512}})
     code = swarm("run", scenario, *BATCH, "--inference-config", config)
-    refused(capsys, code, "holds 512 tokens", "--ctx-size")
+    refused(capsys, code, "holds 512 tokens", "backend.fake.context_per_slot to")
     assert manifest(RUN)["transcript_lines"] == 0
 
 

@@ -51,15 +51,15 @@ def test_context_must_hold_prompt_growth_and_answer(tmp_path: Path) -> None:
     assert "llm_1" in message
     assert "first prompt 700" in message
     assert "answer 200" in message
-    assert "--parallel 2 --ctx-size" in message
+    assert "backend.fake.context_per_slot" in message
 
 
 def test_what_the_message_says_to_type_is_enough(tmp_path: Path) -> None:
     rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=200))
     with pytest.raises(FitnessError) as caught:
         check(rehearsal, fleet, CountingBackend(1000, 700))
-    total = int(str(caught.value).split("--ctx-size ")[1].split(",")[0])
-    check(rehearsal, fleet, CountingBackend(total // 2, 700))
+    context = int(str(caught.value).split("context_per_slot to ")[1].split(",")[0])
+    check(rehearsal, fleet, CountingBackend(context, 700))
 
 
 def test_growth_is_part_of_what_is_needed(tmp_path: Path) -> None:
