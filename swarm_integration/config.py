@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ class DeterminismConfig(Section):
 class JournalConfig(Section):
     """Where answers are kept, so that a broken run can be resumed."""
 
-    path: Literal["auto"] | Path = Field(
+    path: Literal["auto"] | Annotated[Path, Field(strict=False)] = Field(
         "auto", description="auto: journal.sqlite3 in the run's directory."
     )
     synchronous: Literal["normal", "full"] = Field(

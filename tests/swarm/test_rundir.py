@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scheduler.errors import ConfigError, RequestFailed
 from scheduler.types import Answer, Completion, FinishReason, Message, Outcome, Request, Timings
-from swarm_integration.rundir import RunDirectory, default_run_dir, transcript_lines
+from swarm_integration.rundir import (
+    RunDirectory,
+    default_run_dir,
+    transcript_lines,
+    without_secrets,
+)
 from tests.swarm.simulations import json_lines, manifest
 
 KEYS = [
@@ -122,3 +128,21 @@ def test_default_directory_is_a_fresh_name_directly_under_runs(scenario_id: str)
     assert first.parent == Path("runs")
     assert "seed3" in first.name
     assert ".." not in first.parts
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "api_key: sk-secret",
+        "api_key: 'sk-secret'  # mine",
+        "api_key: &k sk-secret",
+        "api_key: >-\n        sk-secret",
+        "{api_key: sk-secret, model: m}",
+    ],
+)
+def test_no_key_is_left_in_a_scenarios_copy(entry: str) -> None:
+    block = f"    llm: {entry}" if entry.startswith("{") else f"    llm:\n      {entry}"
+    scenario = f"# why\nscenario_id: s\nagents:\n  - type: llm\n{block}\n"
+    copy = without_secrets(scenario)
+    assert "sk-secret" not in copy
+    assert yaml.safe_load(copy)["scenario_id"] == "s"
