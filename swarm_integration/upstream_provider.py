@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
-from anyio import from_thread
 from anyio.lowlevel import current_token
 
 from scheduler.backends.base import BackendInfo, RawAnswer
@@ -30,6 +28,7 @@ from scheduler.errors import (
     ServerFault,
 )
 from scheduler.types import FinishReason, Message, Request, Usage
+from scheduler.wake import wake
 from swarm_integration.compat_providers import ProviderClient, sdk_version
 
 T = TypeVar("T")
@@ -213,8 +212,7 @@ class _Call(Generic[T]):
                 self._outcome.append(self._work())
             except BaseException as exc:  # noqa: BLE001  # raised again where it is waited for
                 self._error = exc
-            with suppress(anyio.RunFinishedError):
-                from_thread.run_sync(finish, token=token)
+            wake(token, finish)
 
         threading.Thread(target=live, name="provider call", daemon=True).start()
         await self._done.wait()

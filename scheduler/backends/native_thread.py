@@ -10,12 +10,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
-from anyio import from_thread
 from anyio.lowlevel import current_token
+
+from scheduler.wake import wake
 
 T = TypeVar("T")
 
@@ -61,8 +61,7 @@ class _Call(Generic[T]):
         with self._guard:
             self._running = False
         if not self.abandoned:
-            with suppress(anyio.RunFinishedError):
-                from_thread.run_sync(self.done.set, token=self._token)
+            wake(self._token, self.done.set)
 
     def result(self) -> T:
         if self._error is not None:

@@ -142,6 +142,11 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> FakeAnthropic:
     return fake
 
 
+def provider_calls(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads of calls that were not there before."""
+    return [one for one in set(threading.enumerate()) - before if one.name == "provider call"]
+
+
 def rehearsed(*agents: Any) -> Rehearsal:
     return rehearse(write_scenario(Path("s.yaml"), agents), {})
 
@@ -545,6 +550,8 @@ def test_abandoned_calls_are_bounded_and_never_keep_the_process(sdk: FakeAnthrop
     stuck = threading.Event()
     sdk.behave = lambda nth: str(stuck.wait(10))
 
+    before = set(threading.enumerate())
+
     async def main() -> None:
         backend = upstream(slots=1)
         await backend.start()
@@ -552,7 +559,7 @@ def test_abandoned_calls_are_bounded_and_never_keep_the_process(sdk: FakeAnthrop
             with anyio.move_on_after(0.1):
                 await backend.generate(question(n), seed=1, slot=0)
         assert len(sdk.calls) == 2
-        waiting = [one for one in threading.enumerate() if one.name == "provider call"]
+        waiting = provider_calls(before)
         assert len(waiting) == 2
         assert all(thread.daemon for thread in waiting)
         stuck.set()
@@ -579,6 +586,7 @@ def test_it_works_on_trio_too() -> None:
 def test_a_call_that_ends_after_its_loop_does_no_harm(sdk: FakeAnthropic) -> None:
     stuck = threading.Event()
     sdk.behave = lambda nth: str(stuck.wait(10))
+    before = set(threading.enumerate())
 
     async def main() -> None:
         backend = upstream()
@@ -588,11 +596,11 @@ def test_a_call_that_ends_after_its_loop_does_no_harm(sdk: FakeAnthropic) -> Non
         await backend.aclose()
 
     on_loop(main)
+    calls = provider_calls(before)
     stuck.set()
-    for thread in threading.enumerate():
-        if thread.name == "provider call":
-            thread.join(5)
-            assert not thread.is_alive()
+    for thread in calls:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 @pytest.mark.usefixtures("keys")
