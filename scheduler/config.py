@@ -113,6 +113,12 @@ class BackendConfig(Section):
         description="Name of the environment variable that holds the server's API key; for a "
         "cloud that SWARM knows (OpenAI, ...), null takes the usual one.",
     )
+    api_key_file: Path | None = Field(
+        None,
+        strict=False,
+        description="File that holds the API key and that nobody else may read (mode 600); "
+        "instead of api_key_env.",
+    )
     managed: bool = Field(
         False, description="Start a llama-server with model_path for the run and stop it after."
     )
@@ -156,7 +162,9 @@ class BackendConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _managed_has_model(self) -> BackendConfig:
+    def _fits_together(self) -> BackendConfig:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("give api_key_env or api_key_file, not both")
         if self.managed and self.kind != "llama_server":
             raise ValueError("managed: true needs kind: llama_server")
         if self.managed and self.model_path is None:

@@ -20,9 +20,10 @@ from anyio import CapacityLimiter
 
 from scheduler.canonical import canonical_json
 from scheduler.errors import ConfigError, JournalError, RequestFailed, SchedulerError
+from scheduler.journal_record import record_of, recorded
 from scheduler.observe import EventLog
 from scheduler.seeds import request_seed
-from scheduler.types import Answer, FinishReason, Outcome, Request, Usage
+from scheduler.types import Answer, Request
 
 SCHEMA_VERSION = 1
 Synchronous = Literal["normal", "full"]
@@ -72,6 +73,7 @@ class Journal:
         on_error: `abort` raises when an answer can't be stored; `continue` stores
             nothing from then on, says so once and keeps the reason in `broken`.
         log: Where that is said.
+        connect: Opens the file; tests give one whose disk is full.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class Journal:
         synchronous: Synchronous = "normal",
         on_error: Literal["abort", "continue"] = "abort",
         log: EventLog | None = None,
+        connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
     ) -> None:
         self.path = path
+        self._connect = connect
         self.broken: str | None = None
         self._on_error = on_error
         self._log = log
@@ -112,19 +116,13 @@ class Journal:
         if record is None:
             return None
         self.recalled += 1
-        data = json.loads(record)
-        if data["outcome"] == Outcome.FAILED.value:
-            return str(data["error"])
-        return Answer(
-            text=data["text"],
-            outcome=Outcome(data["outcome"]),
-            finish_reason=FinishReason(data["finish_reason"]),
-            seed=data["seed"],
-            reask=data["reask"],
-            usage=Usage(**data["usage"]),
-            reasoning=data["reasoning"],
-            violation=data["violation"],
-        )
+        try:
+            return recorded(json.loads(record))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise JournalDamaged(
+                f"journal {self.path} is damaged: the answer to {request.label} has not the shape "
+                f"of one ({exc!r}). Use another directory"
+            ) from exc
 
     async def store(self, request: Request, answer: Answer, fingerprint: str) -> None:
         """Store an answer; on return it survives a killed process.
@@ -132,17 +130,8 @@ class Journal:
         Raises:
             JournalError: It could not be stored.
         """
-        record = {
-            "text": answer.text,
-            "outcome": answer.outcome.value,
-            "finish_reason": answer.finish_reason.value,
-            "seed": answer.seed,
-            "reask": answer.reask,
-            "usage": {name: getattr(answer.usage, name) for name in Usage.__slots__},
-            "reasoning": answer.reasoning,
-            "violation": answer.violation,
-        }
-        await self._store(question_key(request, answer.reask, fingerprint), request, record)
+        key = question_key(request, answer.reask, fingerprint)
+        await self._store(key, request, record_of(answer))
 
     async def store_failure(
         self, request: Request, reask: int, error: RequestFailed, fingerprint: str
@@ -152,8 +141,8 @@ class Journal:
         Raises:
             JournalError: It could not be stored.
         """
-        record = {"outcome": Outcome.FAILED.value, "error": str(error)}
-        await self._store(question_key(request, reask, fingerprint), request, record)
+        key = question_key(request, reask, fingerprint)
+        await self._store(key, request, record_of(error))
 
     async def aclose(self) -> None:
         """Close the file; may be called twice."""
@@ -187,7 +176,7 @@ class Journal:
             self._connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row)
 
     def _open(self) -> None:
-        connection = sqlite3.connect(self.path, timeout=_PATIENCE_S, check_same_thread=False)
+        connection = self._connect(self.path, timeout=_PATIENCE_S, check_same_thread=False)
         try:
             self._known = self._read(connection)
         except sqlite3.DatabaseError as exc:
@@ -220,6 +209,8 @@ class Journal:
 
     def _read(self, connection: sqlite3.Connection) -> dict[str, str]:
         """Take the file for this journal alone and return what it holds."""
+        # A file from elsewhere may hold views and triggers; nothing in them is to be run.
+        connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
@@ -229,6 +220,11 @@ class Journal:
             raise ConfigError(
                 f"journal {self.path} has version {version}, this release writes "
                 f"{SCHEMA_VERSION}. Resume with the release that began the run"
+            )
+        if version and _schema(connection) != [("table", "answers", _TABLE)]:
+            raise JournalDamaged(
+                f"{self.path} is not a journal, or is damaged: it holds something else than the "
+                "one table of a journal. Use another run directory"
             )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous.upper()}")
@@ -261,6 +257,10 @@ class Journal:
             return await anyio.to_thread.run_sync(call, limiter=self._writer)
         except sqlite3.Error as exc:
             raise self._unwritable(exc) from exc
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
 
 
 def _digest(key: str, record: str) -> str:

@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         "replay", help="run a run again from its journal, without a model, and compare"
     )
     replay.add_argument("run_dir", type=Path, metavar="DIR", help="the run's directory")
+    replay.add_argument(
+        "--trust-scenario",
+        action="store_true",
+        help="replay a scenario that starts programs or calls servers of its own too",
+    )
     replay.set_defaults(run=_replay)
 
     for command in (demo, serve, model, replay):
@@ -151,7 +156,7 @@ def _make_model(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from swarm_integration.replay import replay
 
-    found = replay(args.run_dir)
+    found = replay(args.run_dir, trust_scenario=args.trust_scenario)
     if args.json:
         print(json.dumps(asdict(found)))
     elif found.problem is None:

@@ -23,6 +23,7 @@ from scheduler.journal import Journal, JournalDamaged
 from scheduler.types import Message, Request, Sampling
 from swarm_integration.agents import Service
 from swarm_integration.comparison import compare, lines
+from swarm_integration.compat_scenario import outside_effects
 from swarm_integration.config import InferenceConfig
 from swarm_integration.identity import differences, versions
 from swarm_integration.idle import SimulationLoop
@@ -111,8 +112,12 @@ class RecordedBackend:
         """Do nothing."""
 
 
-def replay(directory: Path) -> Replay:
+def replay(directory: Path, *, trust_scenario: bool = False) -> Replay:
     """Run the run in `directory` again from its journal and compare.
+
+    Args:
+        directory: The run's.
+        trust_scenario: Replay a scenario that starts programs or calls servers of its own too.
 
     Raises:
         ConfigError: It is not a run's directory, or other versions are installed.
@@ -125,7 +130,7 @@ def replay(directory: Path) -> Replay:
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
         again = Path(scratch) / "run"
         try:
-            missing = _run_again(directory, manifest, again)
+            missing = _run_again(directory, manifest, again, trust_scenario=trust_scenario)
         except JournalDamaged as exc:
             return Replay(questions, None, str(exc).replace(str(again), str(directory)))
         problem = compare(directory, again, manifest, missing)
@@ -149,14 +154,20 @@ def _completed(directory: Path) -> dict[str, Any]:
 
 def _changed_inputs(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the run began with and is not what it was."""
-    recorded = {**manifest["copies"], MEMORY_AT_START: manifest["identity"]["memory_sha256"]}
+    copies = manifest["copies"]
+    if set(copies) != {SCENARIO, CONFIGURATION}:
+        yield f"copies of {MANIFEST} names other files than {SCENARIO} and {CONFIGURATION}"
+        return
+    recorded = {**copies, MEMORY_AT_START: manifest["identity"]["memory_sha256"]}
     for name, digest in recorded.items():
         path = directory / name
         if (file_sha256(path) if path.is_file() else None) != digest:
             yield f"{name} is not the file that {MANIFEST} names: its sha256 differs"
 
 
-def _run_again(directory: Path, manifest: Mapping[str, Any], again: Path) -> str | None:
+def _run_again(
+    directory: Path, manifest: Mapping[str, Any], again: Path, *, trust_scenario: bool
+) -> str | None:
     """Run into `again`; return the message of the question that has no answer, if one has not."""
     from swarm.scenarios.loader import build_orchestrator
 
@@ -173,6 +184,8 @@ def _run_again(directory: Path, manifest: Mapping[str, Any], again: Path) -> str
         },
     )
     scenario = load_scenario(options.scenario, options.overrides)
+    if not trust_scenario:
+        _check_harmless(scenario, options.scenario)
     reproducible = make_reproducible(options, scenario)
     _check_versions(before, reproducible.repairs if reproducible else ())
     with RunDirectory(again) as target, asyncio.Runner(loop_factory=SimulationLoop) as runner:
@@ -195,6 +208,20 @@ def _run_again(directory: Path, manifest: Mapping[str, Any], again: Path) -> str
         finally:
             runner.run(journal.aclose())
     return None
+
+
+def _check_harmless(scenario: Any, path: Path) -> None:
+    """Check that building and running a scenario reaches nothing outside this process.
+
+    Raises:
+        ConfigError: It would.
+    """
+    found = outside_effects(scenario)
+    if found:
+        raise ConfigError(
+            f"{path} is not replayed, since a run's directory may come from anybody: "
+            f"{'; '.join(found)}. Read it, then add --trust-scenario if you would run it yourself"
+        )
 
 
 def _configuration(directory: Path) -> InferenceConfig:

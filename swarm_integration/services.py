@@ -7,7 +7,6 @@ waited always comes from the agent's block.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from scheduler.server_command import default_threads
 from scheduler.types import Sampling
 from swarm_integration.agents import Service
 from swarm_integration.errors import ScenarioError
+from swarm_integration.keys import configured_key
 from swarm_integration.providers import (
     OTHER_SLOTS,
     PROVIDERS,
@@ -174,7 +174,7 @@ class _Maker:
             case "llama_server":
                 return LlamaServerBackend(
                     endpoint.address,
-                    api_key=_configured_key(config.api_key_env),
+                    api_key=configured_key(config, config.api_key_env),
                     pin_slots=self._managed,
                     ready_timeout_s=config.ready_timeout_s,
                 )
@@ -206,7 +206,7 @@ class _Maker:
         key = endpoint.api_key
         if not endpoint.provider:
             variable = config.api_key_env or variable
-            key = _configured_key(variable)
+            key = configured_key(config, variable)
         slots = self._slots_of(provider)
         _check_rate(settings.requests_per_minute, slots, timeout_s)
         return OpenAIBackend(
@@ -246,17 +246,6 @@ def _check_rate(per_minute: int | None, slots: int, timeout_s: float) -> None:
             f"wait {wait_s:g} s for its turn, and an agent's timeout is {timeout_s:g} s. Set "
             f"backend.openai.slots to {most}, or raise the agents' timeout"
         )
-
-
-def _configured_key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            f"backend.api_key_env names {variable}, which is not set. Set it: export {variable}=..."
-        )
-    return key
 
 
 def service_of(name: str, block: LlmBlock, config: BackendConfig, run_seed: int | None) -> Service:

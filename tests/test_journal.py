@@ -6,8 +6,9 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +274,45 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(
 async def test_a_journal_without_its_table_is_refused(tmp_path: Path) -> None:
     await written(tmp_path / "j")
     _change(tmp_path / "j", "DROP TABLE answers")
-    with pytest.raises(ConfigError, match="no such table"):
+    with pytest.raises(ConfigError, match="not a journal, or is damaged"):
         await Journal(tmp_path / "j").open()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON answers BEGIN DELETE FROM answers; END",
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE TABLE other (x)",
+    ],
+)
+async def test_a_journal_that_holds_anything_else_is_refused(
+    statement: str, tmp_path: Path
+) -> None:
+    await written(tmp_path / "j")
+    _change(tmp_path / "j", statement)
+    with pytest.raises(ConfigError, match="something else than the one table"):
+        await Journal(tmp_path / "j").open()
+
+
+@pytest.mark.parametrize(
+    "record",
+    ['{"outcome": "ok"}', "[1]", '"text"', "no JSON", '{"outcome": {}}', '{"outcome": "failed"}'],
+)
+async def test_a_record_of_another_shape_is_damage_and_not_a_crash(
+    record: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "j"
+    await written(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for (key,) in connection.execute("SELECT key FROM answers").fetchall():
+            digest = sha256(f"{key}\n{record}".encode()).hexdigest()
+            connection.execute(
+                "UPDATE answers SET record = ?, sha256 = ? WHERE key = ?", (record, digest, key)
+            )
+    async with opened(path) as journal:
+        with pytest.raises(ConfigError, match="has not the shape of one"):
+            journal.recall(questions(3)[0], 0, "m")
 
 
 async def test_a_changed_answer_is_refused_and_named(tmp_path: Path) -> None:
@@ -341,20 +379,22 @@ def _change(path: Path, statement: str) -> None:
     connection.close()
 
 
-async def _fails_from(path: Path, number: int) -> None:
-    """Leave an empty journal whose store number `number` (1, 2, ...) and all later ones fail."""
+async def _fails_from(path: Path, number: int) -> Callable[..., sqlite3.Connection]:
+    """Make an empty journal; return what opens it on a disk that is full from store `number` on."""
     async with opened(path):
         pass
-    _change(
-        path,
-        "CREATE TRIGGER full BEFORE INSERT ON answers "
-        f"WHEN (SELECT count(*) FROM answers) >= {number - 1} "
-        "BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END",
-    )
 
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = sqlite3.connect(*args, **options)
+        connection.execute(
+            "CREATE TEMP TRIGGER full BEFORE INSERT ON main.answers "
+            f"WHEN (SELECT count(*) FROM answers) >= {number - 1} "
+            "BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END"
+        )
+        connection.commit()
+        return connection
 
-def _mend(path: Path) -> None:
-    _change(path, "DROP TRIGGER full")
+    return connect
 
 
 @pytest.mark.parametrize("number", range(1, 51, 2))
@@ -363,17 +403,16 @@ async def test_a_failing_store_aborts_the_run_which_can_be_resumed(
 ) -> None:
     number += anyio_backend_name == "trio"  # half of the numbers on each event loop
     path = tmp_path / "j"
-    await _fails_from(path, number)
+    full = await _fails_from(path, number)
     requests = questions(51)
     first = FakeBackend(delay=lambda *_: 1.0)
-    async with opened(path) as journal:
+    async with opened(path, connect=full) as journal:
         async with Scheduler(first, config(on_failure="noop"), journal=journal) as scheduler:
             with pytest.raises(JournalError, match=r"disk is full.*--resume"):
                 await scheduler.run_step(requests)
         assert journal.stored == number - 1
         assert journal.broken is None
     assert first.calls <= number + 4
-    _mend(path)
     second = FakeBackend()
     async with opened(path) as journal, Scheduler(second, journal=journal) as scheduler:
         completions = await scheduler.run_step(requests)
@@ -388,9 +427,9 @@ async def test_a_failing_store_is_said_once_and_the_run_goes_on(
     number: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "j"
-    await _fails_from(path, number)
+    full = await _fails_from(path, number)
     log = Complaints()
-    async with opened(path, on_error="continue", log=log) as journal:
+    async with opened(path, on_error="continue", log=log, connect=full) as journal:
         async with Scheduler(FakeBackend(), journal=journal) as scheduler:
             completions = await scheduler.run_step(questions(60))
         assert all(one.ok for one in completions)
@@ -399,7 +438,6 @@ async def test_a_failing_store_is_said_once_and_the_run_goes_on(
         assert "disk is full" in journal.broken
     assert [event for event, _ in log.errors] == ["journal.broken"]
     assert "disk is full" in log.errors[0][1]["reason"]
-    _mend(path)
     async with opened(path) as journal:
         kept = [journal.recall(r, 0, FakeBackend()._info.fingerprint) for r in questions(60)]
     assert sum(one is not None for one in kept) == number - 1

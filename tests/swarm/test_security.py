@@ -1,0 +1,236 @@
+"""What comes from outside can't run code, reach other files or servers, or show a key.
+
+`docs/security.md` names these tests, and others beside them, input by input.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler.errors import ConfigError
+from swarm_integration import commands
+from swarm_integration.cli import EXIT_ABORTED
+from swarm_integration.rundir import CONFIGURATION, MANIFEST, SCENARIO
+from tests.swarm.simulations import llm, manifest, swarm, write_config, write_scenario
+from tests.swarm.test_services import fleet
+from tests.wire.scripted_server import CHAT, PROPS, Reply, ScriptedServer, answer_body
+
+ROOT = Path(__file__).parent.parent.parent
+PUBLISHED = Path(__file__).parent / "published_run"
+BATCH = ("--inference-scheduler", "batch", "--run-dir", Path("run"))
+ATTACKS = {
+    "call": "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [owned]]",
+    "name": "!!python/name:os.system",
+    "new": "!!python/object/new:os.system [touch owned]",
+    "module": "!!python/module:antigravity",
+}
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_yaml_that_names_python_objects_is_refused_and_runs_nothing(
+    attack: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("s.yaml").write_text(f"scenario_id: {attack}\nagents: [{{type: honest}}]\n")
+    assert swarm("run", "s.yaml", *BATCH) == 2
+    assert "s.yaml is not YAML" in capsys.readouterr().err
+    scenario = write_scenario(Path("good.yaml"), [llm()])
+    Path("c.yaml").write_text(f"scheduler: {attack}\n")
+    assert swarm("run", scenario, *BATCH, "--inference-config", "c.yaml") == 2
+    assert "c.yaml is not YAML" in capsys.readouterr().err
+    assert not Path("owned").exists()
+
+
+def test_no_module_reads_pickles_or_evaluates_text() -> None:
+    forbidden = {"pickle", "marshal", "shelve", "dill", "joblib"}
+    for path in [*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("swarm_integration/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not forbidden & {alias.name.split(".")[0] for alias in node.names}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in forbidden, path
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec"}, path
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                plain = ast.unparse(node.func)
+                assert plain not in {"yaml.load", "yaml.unsafe_load", "yaml.full_load"}, path
+            elif isinstance(node, ast.keyword) and node.arg == "shell":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/v1", "unix:///tmp/s", "//x"])
+def test_an_address_that_is_not_http_is_refused_wherever_it_stands(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = write_scenario(Path("s.yaml"), [llm()])
+    config = write_config(Path("c.yaml"), backend={"base_url": address})
+    assert swarm("run", scenario, *BATCH, "--inference-config", config) == 2
+    assert "http" in capsys.readouterr().err
+    scenario = write_scenario(Path("s.yaml"), [llm(base_url=address)])
+    assert swarm("run", scenario, *BATCH) == 2
+    assert "http" in capsys.readouterr().err
+
+
+def test_a_redirect_takes_neither_prompt_nor_key_to_another_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-very-secret-key")
+    with ScriptedServer() as server, ScriptedServer() as other:
+        other.on(CHAT, Reply(answer_body("{}")))
+        server.on(CHAT, Reply(b"", 307, {"Location": f"{other.base_url}/chat/completions"}))
+        backend = {
+            "kind": "llama_server",
+            "base_url": server.base_url,
+            "api_key_env": "THE_KEY",
+        }
+        config = write_config(Path("c.yaml"), backend=backend)
+        scenario = write_scenario(Path("s.yaml"), [llm()])
+        assert swarm("run", scenario, *BATCH, "--inference-config", config) == EXIT_ABORTED
+        assert server.requests(CHAT)
+        assert not other.requests(CHAT)
+        assert not other.requests(PROPS)
+    assert "redirects" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems keep permissions elsewhere")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o601])
+def test_a_key_file_that_others_may_use_is_refused(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-very-secret-key\n")
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"mode {mode:o}.*chmod 600") as raised:
+        fleet(tmp_path, [llm()], kind="llama_server", api_key_file=str(path))
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"two keys", b"a\nb\n", b"\xff\xfe-secret", b"secret" * 1000]
+)
+def test_a_key_file_that_holds_no_key_is_refused_and_not_quoted(
+    content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="does not hold one key") as raised:
+        fleet(tmp_path, [llm()], kind="llama_server", api_key_file=str(path))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-such-key"):
+        fleet(tmp_path, [llm()], kind="llama_server", api_key_file=str(tmp_path / "no-such-key"))
+
+
+def test_a_key_from_a_file_is_sent_and_written_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-very-secret-key\n")
+    path.chmod(0o600)
+    noop = '{"action_type": "NOOP", "reasoning": ""}'
+    with ScriptedServer() as server:
+        server.on(CHAT, Reply(answer_body(noop)))
+        backend = {
+            "kind": "llama_server",
+            "base_url": server.base_url,
+            "api_key_file": str(path),
+        }
+        config = write_config(Path("c.yaml"), backend=backend)
+        scenario = write_scenario(Path("s.yaml"), [llm()])
+        assert swarm("run", scenario, *BATCH, "--inference-config", config) == 0
+        sent = server.requests(CHAT)[0].headers["authorization"]
+    assert sent == "Bearer sk-very-secret-key"
+    captured = capsys.readouterr()
+    assert "very-secret" not in captured.out + captured.err
+    for file in Path("run").rglob("*"):
+        assert b"very-secret" not in file.read_bytes(), file
+
+
+def replace_scenario(change: dict[str, Any]) -> None:
+    """Give the published run's copy another scenario, with a manifest that fits it."""
+    path = Path("run") / SCENARIO
+    data = {**yaml.safe_load(path.read_text("utf-8")), **change}
+    path.write_text(yaml.safe_dump(data), "utf-8")
+    facts = manifest(Path("run"))
+    facts["copies"][SCENARIO] = sha256(path.read_bytes()).hexdigest()
+    (Path("run") / MANIFEST).write_text(json.dumps(facts), "utf-8")
+
+
+@pytest.fixture
+def published() -> None:
+    shutil.copytree(PUBLISHED, Path("run"))
+
+
+@pytest.mark.usefixtures("published")
+def test_a_strangers_run_that_starts_a_program_is_not_replayed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = "touch owned"
+    replace_scenario(
+        {"awm": {"enabled": True, "live_mode": True, "server_command_template": command}}
+    )
+    assert commands.main(["replay", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "awm.live_mode" in said
+    assert "--trust-scenario" in said
+    assert not Path("owned").exists()
+
+
+@pytest.mark.usefixtures("published")
+def test_a_strangers_run_that_calls_a_server_is_not_replayed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replace_scenario({"letta": {"enabled": True, "base_url": "http://127.0.0.1:1"}})
+    assert commands.main(["replay", "run"]) == 2
+    assert "letta" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("published")
+def test_a_strangers_manifest_can_not_name_files_outside(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("outside").write_text("mine")
+    facts = manifest(Path("run"))
+    digest = sha256(b"mine").hexdigest()
+    facts["copies"] = {CONFIGURATION: facts["copies"][CONFIGURATION], "../outside": digest}
+    (Path("run") / MANIFEST).write_text(json.dumps(facts), "utf-8")
+    assert commands.main(["replay", "run"]) == 1
+    assert "names other files" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("published")
+def test_a_replay_writes_nothing_into_the_run_or_beside_it() -> None:
+    def state() -> dict[str, tuple[int, bytes]]:
+        files = [path for path in Path().rglob("*") if path.is_file()]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = state()
+    assert commands.main(["replay", "run"]) == 0
+    assert state() == before
+
+
+def test_each_test_that_the_security_document_names_exists() -> None:
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 20
+    for file, test in named:
+        source = (ROOT / file).read_text("utf-8")
+        assert re.search(rf"^(async )?def {test}\(", source, re.MULTILINE), f"{file}::{test}"
