@@ -104,9 +104,15 @@ class BackendConfig(Section):
         "serves all LLM agents of the run: llama_inproc with model_path in this process, openai "
         "with any OpenAI-compatible endpoint.",
     )
-    base_url: str = Field(
+    base_url: str | Annotated[tuple[str, ...], Field(strict=False)] = Field(
         "http://127.0.0.1:8080/v1",
-        description="Address of the llama-server or the endpoint, http or https.",
+        description="Address of the llama-server or the endpoint, http or https; with kind: "
+        "llama_server also a list of equal servers, which share the work.",
+    )
+    allow_different_servers: bool = Field(
+        False,
+        description="Take servers of a list that differ in model, build or settings; an answer "
+        "then depends on which one gave it.",
     )
     api_key_env: str | None = Field(
         None,
@@ -147,10 +153,20 @@ class BackendConfig(Section):
     openai: OpenAIConfig = OpenAIConfig()
     fake: FakeConfig = FakeConfig()
 
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """The addresses, one or more."""
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url
+
     @field_validator("base_url")
     @classmethod
-    def _plain_http(cls, value: str) -> str:
-        return check_base_url(value)
+    def _plain_http(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            return check_base_url(value)
+        urls = tuple(check_base_url(url) for url in value)
+        if not urls or len(set(urls)) != len(urls):
+            raise ValueError("must name one server or more, each once")
+        return urls[0] if len(urls) == 1 else urls
 
     @field_validator("model_path")
     @classmethod
@@ -165,6 +181,8 @@ class BackendConfig(Section):
     def _fits_together(self) -> BackendConfig:
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("give api_key_env or api_key_file, not both")
+        if not isinstance(self.base_url, str) and (self.kind != "llama_server" or self.managed):
+            raise ValueError("a list as base_url needs kind: llama_server, and managed: false")
         if self.managed and self.kind != "llama_server":
             raise ValueError("managed: true needs kind: llama_server")
         if self.managed and self.model_path is None:
@@ -252,10 +270,12 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     data[name] = value
 
 
+_ALTERNATIVES = ("literal['auto']", "constrained-int", "str", "tuple[str, ...]")
+"""What pydantic adds to a key's place where a value may be of several kinds."""
+
+
 def _explain(error: Any, model: type[Section]) -> str:
-    place = [
-        str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int")
-    ]
+    place = [str(part) for part in error["loc"] if part not in _ALTERNATIVES]
     key = ".".join(place) or "the configuration"
     if error["type"] == "extra_forbidden":
         known = ", ".join(_known_keys(model, place[:-1]))

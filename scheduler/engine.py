@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from scheduler.answering import Answering
-from scheduler.backends.base import Backend, BackendInfo
+from scheduler.backends.base import Backend, BackendInfo, Placement
 from scheduler.config import SchedulerConfig
 from scheduler.errors import (
     AttemptError,
@@ -103,6 +104,8 @@ class Scheduler:
             info = await backend.start()
             self._lanes[name] = Lane(name, backend, info, self._config)
         self._tasks = await anyio.create_task_group().__aenter__()
+        self._watching = anyio.CancelScope()
+        self._tasks.start_soon(self._watch)
         self._open = True
         return self
 
@@ -118,11 +121,20 @@ class Scheduler:
             if exc is None:
                 await self.drain()
         finally:
+            self._watching.cancel()
             try:
                 self._stop()
             finally:
                 # A task group wraps what it is told of into an exception group: tell it nothing.
                 await self._tasks.__aexit__(None, None, None)
+
+    async def _watch(self) -> None:
+        """Dispatch when slots of a backend in several places come back, until closed."""
+        with self._watching:
+            async with anyio.create_task_group() as watches:
+                for lane in self._lanes.values():
+                    if isinstance(lane.backend, Placement):
+                        watches.start_soon(lane.backend.watch, partial(self._dispatch, lane))
 
     def _stop(self) -> None:
         if not self.idle:

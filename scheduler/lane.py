@@ -9,11 +9,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
-from scheduler.backends.base import Backend, BackendInfo
+from scheduler.backends.base import Backend, BackendInfo, Placement
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.plan import Plan
@@ -83,6 +84,7 @@ class Lane:
         self.slots = _slots(name, config.slots, info)
         self.batches = 0
         self.queue: WaitingQueue[Entry] = WaitingQueue(config.queue_limit)
+        self._placement = backend if isinstance(backend, Placement) else None
         self._max_batch = config.max_batch
         self._plan: Plan[Entry] = Plan(request_of=_request_of)
         self._returning: deque[Entry] = deque()
@@ -114,14 +116,21 @@ class Lane:
         new plan is made from the queue when the last one is used up.
         """
         assigned: list[Entry] = []
+        kept: list[int] = []
         while self._free:
-            entry = self._next_for(self._free[0])
-            if entry is None:
-                break
             slot = heapq.heappop(self._free)
+            if not self._has(slot):
+                kept.append(slot)
+                continue
+            entry = self._next_for(slot)
+            if entry is None:
+                kept.append(slot)
+                break
             entry.slot = entry.last_slot = slot
             self._mark_warm(slot, entry.request.group)
             assigned.append(entry)
+        for slot in kept:
+            heapq.heappush(self._free, slot)
         return assigned
 
     def release(self, entry: Entry) -> None:
@@ -140,6 +149,9 @@ class Lane:
         """Forget an entry that never had a slot; return whether it was waiting here."""
         return self.queue.withdraw(entry) or self._plan.withdraw(entry)
 
+    def _has(self, slot: int) -> bool:
+        return self._placement is None or self._placement.has_slot(slot)
+
     def _next_for(self, slot: int) -> Entry | None:
         if self._returning:
             return self._returning.popleft()
@@ -149,7 +161,11 @@ class Lane:
                 return None
             self._plan = Plan(window, request_of=_request_of)
             self.batches += 1
-        return self._plan.take(self._warm.get(slot), self._resident)
+        if self._placement is None:
+            return self._plan.take(self._warm.get(slot), self._resident)
+        return self._plan.take(
+            self._warm.get(slot), self._resident, partial(self._placement.is_home, slot)
+        )
 
     def _mark_warm(self, slot: int, group: str) -> None:
         before = self._warm.get(slot)

@@ -10,7 +10,7 @@ starts first, since what starts last ends last. No clock, no I/O, no randomness.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Generic, TypeVar
 
 from scheduler.types import Request
@@ -60,28 +60,36 @@ class Plan(Generic[T]):
     def __len__(self) -> int:
         return self._size
 
-    def take(self, warm: str | None, resident: Container[str]) -> T:
+    def take(
+        self,
+        warm: str | None,
+        resident: Container[str],
+        at_home: Callable[[str], bool] | None = None,
+    ) -> T:
         """Remove and return the item that a free slot should run.
 
         Args:
             warm: The group whose prefix the slot has read last, if any.
             resident: The groups that some slot has read last.
+            at_home: Whether a group belongs where the slot is; None if places do not matter.
 
         Returns:
             An item of the warm group; else of the first group that no slot
             holds, so that slots share the groups out; else of the first group.
+            Groups that belong elsewhere come after all that belong here.
 
         Raises:
             LookupError: The plan is used up.
         """
         if not self._groups:
             raise LookupError("the plan is used up")
-        if warm is not None and warm in self._groups:
+        here: Collection[str] = self._groups
+        if at_home is not None:
+            here = [name for name in self._groups if at_home(name)] or here
+        if warm is not None and warm in here:
             name = warm
         else:
-            name = next(
-                (name for name in self._groups if name not in resident), next(iter(self._groups))
-            )
+            name = next((name for name in here if name not in resident), next(iter(here)))
         items = self._groups[name]
         item = items.popleft()
         if not items:

@@ -73,6 +73,8 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
         parts = [*annotation.__metadata__]
         limits = [limit for part in parts for limit in getattr(part, "metadata", [part])]
         return _allowed(annotation.__origin__, limits)
+    if get_origin(annotation) is tuple:
+        return f"a list of {_allowed(get_args(annotation)[0], [])}"
     names = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
     names |= {Path: "path", type(None): "`null`"}
     return names.get(annotation, str(annotation)) + _limits(annotation, metadata)

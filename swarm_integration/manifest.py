@@ -84,7 +84,8 @@ def backend_facts(info: BackendInfo) -> dict[str, Any]:
 def written_configuration(config: InferenceConfig) -> dict[str, Any]:
     """Return the effective configuration, without what logs in anywhere."""
     data = config.model_dump(mode="json")
-    data["backend"]["base_url"] = without_login(config.backend.base_url)
+    urls = [without_login(url) for url in config.backend.base_urls]
+    data["backend"]["base_url"] = urls if len(urls) > 1 else urls[0]
     return data
 
 

@@ -7,7 +7,7 @@ waited always comes from the agent's block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from scheduler.backends.fake import FakeBackend
 from scheduler.backends.llama_inproc import LlamaInprocBackend
 from scheduler.backends.llama_server import LlamaServerBackend
 from scheduler.backends.openai_compat import OpenAIBackend
+from scheduler.backends.server_pool import ServerPool
 from scheduler.config import BackendConfig
 from scheduler.errors import ConfigError
 from scheduler.observe import EventLog
@@ -39,6 +40,7 @@ from swarm_integration.upstream_provider import UpstreamProviderBackend
 
 __all__ = ["Fleet", "Slots", "muster", "without_login"]
 
+_BETWEEN = "\n"  # the addresses of several servers in one endpoint; no address holds it
 Slots = int | Literal["auto"]
 
 
@@ -106,7 +108,7 @@ def _endpoint(
     if config.kind == "llama_inproc":
         path, threads = str(config.model_path), config.threads or default_threads()
         return Endpoint("llama_inproc", address=path, n_ctx=context, n_threads=threads)
-    url = managed_url or config.base_url
+    url = managed_url or _BETWEEN.join(config.base_urls)
     return Endpoint(config.kind, address="" if config.kind == "fake" else url)
 
 
@@ -172,12 +174,7 @@ class _Maker:
                     fault_rate=fake.fault_rate,
                 )
             case "llama_server":
-                return LlamaServerBackend(
-                    endpoint.address,
-                    api_key=configured_key(config, config.api_key_env),
-                    pin_slots=self._managed,
-                    ready_timeout_s=config.ready_timeout_s,
-                )
+                return self._llama_server(endpoint.address.split(_BETWEEN))
             case "llama_inproc":
                 return LlamaInprocBackend(
                     Path(endpoint.address),
@@ -197,6 +194,24 @@ class _Maker:
                     key_variable=provider.key_variable or "",
                     slots=self._slots_of(provider),
                 )
+
+    def _llama_server(self, urls: Sequence[str]) -> Backend:
+        config = self._config
+        servers = [
+            (
+                without_login(url),
+                LlamaServerBackend(
+                    url,
+                    api_key=configured_key(config, config.api_key_env),
+                    pin_slots=self._managed,
+                    ready_timeout_s=config.ready_timeout_s,
+                ),
+            )
+            for url in urls
+        ]
+        if len(servers) == 1:
+            return servers[0][1]
+        return ServerPool(servers, allow_different=config.allow_different_servers, log=self._log)
 
     def _openai(self, endpoint: Endpoint, timeout_s: float) -> Backend:
         config, settings = self._config, self._config.openai

@@ -7,10 +7,10 @@ engine's. Many `generate` calls may run at once, never more than `info.slots`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from scheduler.canonical import canonical_json
 from scheduler.types import FinishReason, Message, Request, Usage
@@ -95,4 +95,21 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Give back connections, threads and memory; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """What a backend adds whose slots are in several places: which are there, and for whom."""
+
+    def has_slot(self, slot: int) -> bool:
+        """Whether `slot` can be used now."""
+        ...
+
+    def is_home(self, slot: int, group: str) -> bool:
+        """Whether requests of the prefix group are best answered on `slot`."""
+        ...
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Run until cancelled; call `changed` when slots can be used again."""
         ...
