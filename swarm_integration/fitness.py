@@ -2,6 +2,8 @@
 
 Prompts grow while a run goes on (posts, proposals, memories), so a slot must hold
 the first prompt, the growth that upstream's prompt builder allows, and the answer.
+A council's prompts quote its members' answers, each of which may be as long as that
+member's `max_tokens`.
 """
 
 from __future__ import annotations
@@ -9,23 +11,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from scheduler.backends.base import Backend, BackendInfo
 from scheduler.types import Message
 from swarm_integration.agents import Service
+from swarm_integration.compat_prompts import Prompt
 from swarm_integration.errors import FitnessError
 from swarm_integration.scenario import Rehearsal
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import Fleet
-
-GROWTH_CHARS = 1500
-"""How many characters a user prompt grows by at most in a usual run.
-
-Upstream shows 5 posts of 50 characters with ids and votes (about 110 each), 5
-memories (about 80) and one proposal of up to 280, beside what the first prompt has.
-Measured over 388 prompts: from 935 to 1,960 characters.
-"""
 
 TOKENS_PER_CHAR = 0.5
 """Tokens a character before the model's own tokenizer can be asked: a high guess."""
@@ -34,12 +30,17 @@ TOKENS_PER_CHAR = 0.5
 def estimated_context(rehearsal: Rehearsal) -> int:
     """Return how many tokens a slot should hold, from lengths alone, in steps of 256."""
     longest = 0
-    for prompts in rehearsal.prompts:
-        chars = max(len(system) + len(user) for system, user in prompts.pairs)
-        tokens = math.ceil((chars + GROWTH_CHARS) * TOKENS_PER_CHAR)
-        answer = int(rehearsal.blocks[prompts.agent_id].agent.llm_config.max_tokens)
-        longest = max(longest, tokens + answer)
+    for prompt in rehearsal.prompts:
+        chars = len(prompt.system) + len(prompt.user)
+        tokens = math.ceil((chars + prompt.growth_chars) * TOKENS_PER_CHAR)
+        answers = _most_tokens(rehearsal, prompt.agent_id, *prompt.quotes)
+        longest = max(longest, tokens + answers)
     return max(2048, math.ceil(longest / 256) * 256)
+
+
+def _most_tokens(rehearsal: Rehearsal, *agent_ids: str) -> int:
+    """Return how many tokens an answer of each of these agents takes together at most."""
+    return sum(int(rehearsal.blocks[one].agent.llm_config.max_tokens) for one in agent_ids)
 
 
 async def check_fitness(
@@ -107,24 +108,49 @@ async def _check_context(
     instructions: Instructions,
 ) -> None:
     context = info.context_per_slot or 0
-    needs: list[tuple[int, int, int, str]] = []
-    for agent_id, messages in _longest(rehearsal, served, instructions):
+    most: _Need | None = None
+    for prompt, messages in _longest(rehearsal, served, instructions):
         tokens = await backend.count_prompt_tokens(messages)
         if tokens is None:
             return
         chars = max(1, sum(len(message.content) for message in messages))
-        growth = math.ceil(GROWTH_CHARS * tokens / chars)
-        needed = tokens + growth + served[agent_id].sampling.max_tokens
-        needs.append((needed, tokens, growth, agent_id))
-    if not needs or max(needs)[0] <= context:
-        return
-    needed, tokens, growth, agent_id = max(needs)
-    raise FitnessError(
-        f"a slot of {name} holds {context} tokens, but {agent_id} needs {needed}: its "
-        f"first prompt {tokens}, growth during the run {growth}, answer "
-        f"{served[agent_id].sampling.max_tokens}. {_more_context(info, needed)}, or lower the "
-        "agent's max_tokens"
-    )
+        need = _Need(
+            prompt.agent_id,
+            first=tokens,
+            growth=math.ceil(prompt.growth_chars * tokens / chars),
+            quoted=_most_tokens(rehearsal, *prompt.quotes),
+            answer=served[prompt.agent_id].sampling.max_tokens,
+        )
+        if most is None or need.total > most.total:
+            most = need
+    if most is not None and most.total > context:
+        lower = "max_tokens of the council's members" if most.quoted else "the agent's max_tokens"
+        raise FitnessError(
+            f"a slot of {name} holds {context} tokens, but {most}. "
+            f"{_more_context(info, most.total)}, or lower {lower}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """How many tokens of context a prompt needs, and what for."""
+
+    agent_id: str
+    first: int
+    growth: int
+    quoted: int
+    answer: int
+
+    @property
+    def total(self) -> int:
+        return self.first + self.growth + self.quoted + self.answer
+
+    def __str__(self) -> str:
+        quoted = f", answers of others in it {self.quoted}" if self.quoted else ""
+        return (
+            f"{self.agent_id} needs {self.total}: its first prompt {self.first}{quoted}, "
+            f"growth during the run {self.growth}, answer {self.answer}"
+        )
 
 
 def _more_context(info: BackendInfo, needed: int) -> str:
@@ -140,16 +166,15 @@ def _more_context(info: BackendInfo, needed: int) -> str:
 
 def _longest(
     rehearsal: Rehearsal, served: Mapping[str, Service], instructions: Instructions
-) -> Iterable[tuple[str, tuple[Message, ...]]]:
-    """Yield the longest first prompt for each system prompt and answer length."""
-    longest: dict[tuple[str, int], tuple[int, str, tuple[Message, ...]]] = {}
-    for prompts in rehearsal.prompts:
-        if prompts.agent_id not in served:
+) -> Iterable[tuple[Prompt, tuple[Message, ...]]]:
+    """Yield the longest first prompt of each kind: system prompt, quotes, answer's length."""
+    longest: dict[tuple[str, tuple[str, ...], int], Prompt] = {}
+    for prompt in rehearsal.prompts:
+        if prompt.agent_id not in served:
             continue
-        for system, user in prompts.pairs:
-            messages = instructions.messages(system, user)
-            key = (system, served[prompts.agent_id].sampling.max_tokens)
-            found = (len(user), prompts.agent_id, messages)
-            if key not in longest or longest[key][0] < found[0]:
-                longest[key] = found
-    return [(agent_id, messages) for _, agent_id, messages in longest.values()]
+        max_tokens = served[prompt.agent_id].sampling.max_tokens
+        key = (prompt.system, tuple(sorted(prompt.quotes)), max_tokens)
+        if key not in longest or len(longest[key].user) < len(prompt.user):
+            longest[key] = prompt
+    for prompt in longest.values():
+        yield prompt, instructions.messages(prompt.system, prompt.user)

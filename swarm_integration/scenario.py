@@ -19,15 +19,8 @@ import yaml
 
 from swarm_integration import compat
 from swarm_integration.compat import Simulation
+from swarm_integration.compat_prompts import Prompt, first_prompts
 from swarm_integration.errors import ScenarioError
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """The longest prompts that one LLM agent starts with: (system, user) pairs."""
-
-    agent_id: str
-    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +44,12 @@ class Rehearsal:
 
     Attributes:
         blocks: The LLM agents by id, in order of registration.
-        prompts: Their first prompts.
+        prompts: Their first prompts, agent after agent.
         seed: The run's seed.
     """
 
     blocks: dict[str, LlmBlock]
-    prompts: tuple[Prompts, ...]
+    prompts: tuple[Prompt, ...]
     seed: int | None
 
 
@@ -115,7 +108,7 @@ def rehearse(path: Path, overrides: Mapping[str, int | None]) -> Rehearsal:
             simulation.initialize_network()
         seeds = _seeds(scenario.agent_specs, path)
         blocks: dict[str, LlmBlock] = {}
-        prompts = []
+        prompts: list[Prompt] = []
         for agent in simulation.agents.values():
             inner = compat.llm_agents_of(agent)
             council = compat.council_of(agent)
@@ -123,25 +116,10 @@ def rehearse(path: Path, overrides: Mapping[str, int | None]) -> Rehearsal:
             for llm_agent in inner:
                 seed = seeds.get(llm_agent.agent_id)
                 blocks[llm_agent.agent_id] = LlmBlock(llm_agent, seed, limit_s)
-            if inner == [agent]:
-                prompts.append(_first_prompts(agent, simulation.observe(agent.agent_id)))
+            if inner:
+                observation = simulation.observe(agent.agent_id)
+                prompts.extend(first_prompts(agent, orchestrator, observation))
     return Rehearsal(blocks, tuple(prompts), config.seed)
-
-
-def _first_prompts(agent: Any, observation: Any) -> Prompts:
-    from swarm.agents import llm_prompts
-
-    config = agent.llm_config
-    if observation.kernel_available_challenges:
-        build = llm_prompts.build_kernel_action_prompt
-    else:
-        build = llm_prompts.build_action_prompt
-    act = build(config.persona, observation, config.system_prompt, [])
-    offer = {"proposal_id": "0" * 36, "initiator_id": agent.agent_id, "content": ""}
-    accept = llm_prompts.build_accept_prompt(
-        config.persona, offer, observation, config.system_prompt, []
-    )
-    return Prompts(agent.agent_id, (act, accept))
 
 
 def _seeds(specs: list[Any], path: Path) -> dict[str, int]:

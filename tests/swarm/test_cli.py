@@ -20,6 +20,7 @@ import swarm.scenarios.loader as loader
 from tests.swarm.simulations import (
     MODEL,
     NOOP,
+    awm,
     council,
     json_lines,
     llm,
@@ -74,6 +75,17 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *says: str, most_line
 
 
 # What is refused before anything runs
+
+
+@pytest.mark.parametrize("agent", [council(3), awm()], ids=["council", "planner"])
+def test_slot_too_small_for_quoted_answers_or_a_plan_exits_2_before_anything_is_asked(
+    agent: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_scenario(tmp_path / "s.yaml", [agent], awm={"enabled": True})
+    config = write_config(tmp_path / "c.yaml", backend={**FAKE, "fake": {"context_per_slot": 500}})
+    code = swarm("run", path, *BATCH, "--inference-config", config)
+    refused(capsys, code, "a slot of default holds 500 tokens, but ", "context_per_slot to ")
+    assert manifest(RUN)["transcript_lines"] == 0
 
 
 @pytest.mark.parametrize(

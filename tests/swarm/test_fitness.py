@@ -16,7 +16,7 @@ from swarm_integration.fitness import check_fitness, estimated_context, same_mod
 from swarm_integration.scenario import Rehearsal, rehearse
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import Fleet, muster
-from tests.swarm.simulations import ReplyingBackend, council, llm, on_loop, write_scenario
+from tests.swarm.simulations import ReplyingBackend, awm, council, llm, on_loop, write_scenario
 
 
 class CountingBackend(FakeBackend):
@@ -76,6 +76,48 @@ def test_each_kind_of_prompt_is_counted_once(tmp_path: Path) -> None:
     assert len(backend.counted) == 4
 
 
+def test_council_needs_room_for_every_members_answer_beside_its_own(tmp_path: Path) -> None:
+    """Three members of 64 tokens each: their answers are quoted to each of them."""
+    rehearsal, fleet = rehearsed(tmp_path, council(3))
+    without_quotes = 300 + 64  # the longest of its prompts, grown, and the answer
+    with pytest.raises(FitnessError, match=r"answers of others in it 192, .*, answer 64") as caught:
+        check(rehearsal, fleet, FakeBackend(2, without_quotes))
+    message = str(caught.value)
+    assert "council_1_member_m" in message
+    assert "lower max_tokens of the council's members" in message
+    context = int(message.split("context_per_slot to ")[1].split(",")[0])
+    check(rehearsal, fleet, FakeBackend(2, context))
+
+
+def test_longer_answer_of_one_member_counts_for_all(tmp_path: Path) -> None:
+    """Only m1 may answer at length, and all of them read what it wrote."""
+    agent = council(2)
+    first, second = agent["council"]["members"]
+    first["llm"], second["llm"] = {**first["llm"]}, {**second["llm"], "max_tokens": 5000}
+    rehearsal, fleet = rehearsed(tmp_path, agent)
+    served = {name: one for name, one in fleet.services.items() if name.endswith("m0")}
+    small = Fleet({"default": CountingBackend(4000, 300)}, served, names_must_match=False)
+    with pytest.raises(FitnessError, match=r"council_1_member_m0 needs .* in it 5064"):
+        on_loop(lambda: check_fitness(rehearsal, small, Instructions()))
+
+
+def test_council_of_longer_answers_gets_more_context(tmp_path: Path) -> None:
+    agent = council(5)
+    for member in agent["council"]["members"]:
+        member["llm"] = {**member["llm"], "max_tokens": 1000}
+    rehearsal, _ = rehearsed(tmp_path, agent)
+    assert estimated_context(rehearsal) >= 6 * 1000
+
+
+def test_planner_needs_room_for_its_task_and_plan(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path / "s.yaml", [awm(llm_max_tokens=700)], awm={"enabled": True})
+    rehearsal = rehearse(path, {})
+    fleet = muster(rehearsal, BackendConfig(kind="fake"), managed_url=None)
+    with pytest.raises(FitnessError, match=r"awm_agent_1_llm_delegate needs .* answer 700"):
+        check(rehearsal, fleet, CountingBackend(900, 300))
+    check(rehearsal, fleet, CountingBackend(2000, 300))
+
+
 def test_longest_answer_counts(tmp_path: Path) -> None:
     rehearsal, fleet = rehearsed(tmp_path, llm(max_tokens=10), llm(max_tokens=2000))
     with pytest.raises(FitnessError, match="llm_2"):
@@ -115,7 +157,7 @@ def test_model_names_are_compared_by_letters_and_digits(
 
 def test_estimated_context_holds_the_longest_prompt_and_answer(tmp_path: Path) -> None:
     rehearsal, _ = rehearsed(tmp_path, llm(), llm(max_tokens=3000))
-    longest = max(len(s) + len(u) for p in rehearsal.prompts for s, u in p.pairs)
+    longest = max(len(p.system) + len(p.user) for p in rehearsal.prompts)
     context = estimated_context(rehearsal)
     assert context % 256 == 0
     assert context >= longest // 2 + 3000

@@ -94,23 +94,56 @@ def test_rehearsal_finds_the_llm_agents_in_order_with_their_first_prompts(tmp_pa
         "council_1_member_m1",
         "awm_agent_1_llm_delegate",
     ]
-    assert [prompts.agent_id for prompts in rehearsal.prompts] == ["llm_1", "llm_2"]
+    assert {prompt.agent_id for prompt in rehearsal.prompts} == set(rehearsal.blocks)
 
 
 def test_rehearsed_prompts_are_those_of_the_run(tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path / "s.yaml", [llm(2), {"type": "honest", "count": 2}])
-    [first, second] = rehearse(scenario, {}).prompts
+    rehearsed = rehearse(scenario, {}).prompts[::2]
     backend = ReplyingBackend(lambda request, put: NOOP)
     simulate(scenario, backend)
     acts = [request.messages for request in backend.requests if request.kind == "act"]
     sent = [(system.content, masked(user.content)) for system, user in acts]
-    rehearsed = [(pair[0], masked(pair[1])) for pair in (first.pairs[0], second.pairs[0])]
-    assert sent == rehearsed
+    assert sent == [(prompt.system, masked(prompt.user)) for prompt in rehearsed]
 
 
 def masked(prompt: str) -> str:
-    """The prompt without the simulation's id, which SWARM draws at random."""
-    return re.sub(r"simulation_id: [0-9a-f-]{36}", "simulation_id: ID", prompt)
+    """The prompt without the simulation's and tasks' ids, which SWARM draws at random."""
+    return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", prompt)
+
+
+def test_rehearsed_council_asks_what_it_asks_in_the_run_less_the_quoted_answers(
+    tmp_path: Path,
+) -> None:
+    scenario = write_scenario(tmp_path / "s.yaml", [council(3)])
+    backend = ReplyingBackend(lambda request, put: f"<{request.agent_id}>")
+    simulate(scenario, backend)
+    sent = [(one.agent_id, one.messages[0].content, one.messages[1].content) for one in
+            backend.requests]  # fmt: skip
+    rehearsed = rehearse(scenario, {}).prompts[: len(sent)]
+    answer = re.compile(r"<(council_1_member_m\d)>")
+    assert len(sent) == 2 * 3 + 1
+    assert sorted((agent_id, system, answer.sub("", user)) for agent_id, system, user in sent) == (
+        sorted((one.agent_id, one.system, one.user) for one in rehearsed)
+    )
+    assert sorted(len(set(answer.findall(user))) for _, _, user in sent) == [0, 0, 0, 3, 3, 3, 3]
+    assert sorted(len(set(one.quotes)) for one in rehearsed) == [0, 0, 0, 3, 3, 3, 3]
+
+
+def test_rehearsed_planner_asks_what_it_asks_in_the_run(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path / "s.yaml", [awm()], awm={"enabled": True})
+    backend = ReplyingBackend(lambda request, put: '{"tool_calls": []}')
+    simulate(scenario, backend)
+    sent = [(system.content, masked(user.content)) for system, user in
+            (request.messages for request in backend.requests)]  # fmt: skip
+    rehearsed = [(one.system, masked(one.user)) for one in rehearse(scenario, {}).prompts]
+    assert sent
+    assert sent == rehearsed
+
+
+def test_planner_without_tasks_asks_nothing(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path / "s.yaml", [awm()])
+    assert rehearse(scenario, {}).prompts == ()
 
 
 def seeds(scenario: Path) -> dict[str, int | None]:
