@@ -132,7 +132,7 @@ download() {
 find_server() {
     local named="${LLAMA_SERVER:-}" python
     if [ -n "$named" ] && [ "$named" != xllamacpp ]; then
-        type -P "$named" >/dev/null || die "LLAMA_SERVER is '$named', which can't be run" "for example: LLAMA_SERVER=/usr/local/bin/llama-server"
+        type -P "$named" >/dev/null || die "LLAMA_SERVER names '$named', which can't be run" "for example: LLAMA_SERVER=/usr/local/bin/llama-server"
         SERVER=("$named")
     elif [ -z "$named" ] && type -P llama-server >/dev/null; then
         SERVER=(llama-server)

@@ -728,7 +728,7 @@ def test_no_server_says_how_to_get_one(checkout: Checkout) -> None:
 def test_named_server_that_cannot_run_is_an_error(fake: Checkout) -> None:
     done = fake.start(LLAMA_SERVER="/nowhere/llama-server")
     assert done.returncode == 1
-    assert "error: LLAMA_SERVER is '/nowhere/llama-server'" in done.stderr
+    assert "error: LLAMA_SERVER names '/nowhere/llama-server'" in done.stderr
 
 
 def test_llama_is_asked_to_serve_and_a_script_of_that_name_is_not_taken(
