@@ -28,7 +28,7 @@ from scheduler.errors import (
 
 START_HINT = (
     "start one with `swarm-inference serve --model FILE`, or with "
-    "`llama-server -m FILE --parallel 4 --ctx-size 8192 --port 8080`"
+    "`llama-server -m FILE --parallel 4 --ctx-size 16384 --port 8080`"
 )
 
 FIXED_SAMPLING: Mapping[str, Any] = {
