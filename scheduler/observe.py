@@ -8,8 +8,9 @@ global setting; commands call it.
 from __future__ import annotations
 
 import statistics
+import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
@@ -37,15 +38,25 @@ class EventLog(Protocol):
 def open_run_log(stream: TextIO, **bound: Any) -> EventLog:
     """Return a logger that writes one JSON object a line to `stream`.
 
+    Each line has the time of day (`timestamp`, which a machine may set back) and the
+    milliseconds since the log was opened (`elapsed_ms`, which never goes back).
+
     Args:
         stream: An open text file.
         **bound: Fields of every line, such as `run`.
     """
+    opened_at = time.monotonic()
+
+    def add_elapsed(_: object, __: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        fields["elapsed_ms"] = round((time.monotonic() - opened_at) * 1000.0, 3)
+        return fields
+
     logger: EventLog = structlog.wrap_logger(
         structlog.WriteLogger(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            add_elapsed,
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],

@@ -12,6 +12,7 @@ from scheduler.backends.base import BackendInfo
 from swarm_integration.compat import swarm_version
 from swarm_integration.config import InferenceConfig
 from swarm_integration.reproducible import Reproducible
+from swarm_integration.scenario import Rehearsal
 from swarm_integration.services import without_login
 from swarm_integration.startup import Parts, Started
 
@@ -60,6 +61,15 @@ def started_facts(
             "backend": "not certified",
             "journal": "every answer is kept before it is used",
         },
+    }
+
+
+def agent_facts(rehearsal: Rehearsal) -> dict[str, dict[str, Any]]:
+    """Return the persona of each LLM agent, by which a report groups."""
+    return {
+        agent_id: {"persona": str(getattr(persona, "value", persona))}
+        for agent_id, block in rehearsal.blocks.items()
+        if (persona := block.agent.llm_config.persona) is not None
     }
 
 

@@ -144,7 +144,8 @@ class Run:
                 on_phase=self._record,
                 on_step=self._begin_step,
             )
-            self.directory.log.info("run.started", mode=self._options.mode)
+            slots = {name: lane.slots for name, lane in scheduler.lanes.items()}
+            self.directory.log.info("run.started", mode=self._options.mode, slots=slots)
             try:
                 metrics = await driver.run()
             finally:
@@ -253,6 +254,7 @@ def _opened(
         brought_out=outputs.brought_out,
         **manifest.facts(options, scenario),
         **manifest.started_facts(started, parts, reproducible),
+        agents=manifest.agent_facts(rehearsal),
     )
     with reproducible.active() if reproducible else nullcontext():
         yield Run(options, scenario, directory, started, outputs, reproducible, runner)
