@@ -96,7 +96,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.set_defaults(run=_replay)
 
-    for command in (demo, serve, model, replay):
+    report = commands.add_parser(
+        "report", help="show a run, or several side by side, and write an HTML page of it"
+    )
+    report.add_argument("run_dirs", type=Path, nargs="+", metavar="DIR", help="a run's directory")
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: DIR/report.html; for several runs comparison.html in the first)",
+    )
+    report.add_argument("--no-html", action="store_true", help="write no page")
+    report.add_argument("--png", type=Path, metavar="FILE", help="also a picture for papers")
+    report.add_argument(
+        "--trace", type=Path, metavar="FILE", help="also a trace for ui.perfetto.dev"
+    )
+    report.set_defaults(run=_report)
+
+    for command in (demo, serve, model, replay, report):
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -165,6 +182,16 @@ def _replay(args: argparse.Namespace) -> int:
     else:
         print(f"error: the replay differs: {found.problem}", file=sys.stderr)
     return 0 if found.problem is None else EXIT_ABORTED
+
+
+def _report(args: argparse.Namespace) -> int:
+    from swarm_integration.report.command import ReportOptions, report
+
+    options = ReportOptions(
+        args.run_dirs, args.output, not args.no_html, args.png, args.trace, as_json=args.json
+    )
+    report(options, sys.stdout)
+    return 0
 
 
 if __name__ == "__main__":
