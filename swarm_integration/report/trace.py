@@ -16,13 +16,11 @@ from swarm_integration.report.records import Depth, RunRecord, Try
 from swarm_integration.report.statistics import depth_steps, phases_of
 from swarm_integration.report.summary import tracks_of
 
-_SIMULATION = 0
-
 
 def trace_of(runs: Sequence[RunRecord]) -> str:
     """Return the trace of the runs, a group of processes each."""
     events: list[dict[str, Any]] = []
-    pid = 0
+    pid = 1  # 0 is the idle process to Perfetto
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         found, pid = _run_events(run, prefix, pid)
@@ -47,21 +45,27 @@ def _run_events(run: RunRecord, prefix: str, pid: int) -> tuple[list[dict[str, A
             if name != backend:
                 continue
             tries += found
-            events.append(_meta("thread_name", pid, slot + 1, f"slot {slot}"))
+            tid = _thread(pid, slot)
+            events.append(_meta("thread_name", pid, tid, f"slot {slot}"))
             events.append(
                 {
                     "name": "thread_sort_index",
                     "ph": "M",
                     "pid": pid,
-                    "tid": slot + 1,
+                    "tid": tid,
                     "args": {"sort_index": slot},
                 }
             )
             for one in found:
-                events += _try_events(one, pid, slot + 1)
+                events += _try_events(one, pid, tid)
         events += _counters("queue", "waiting", depth_steps(run.log.depths, backend), pid)
         events += _counters("slots", "busy", depth_steps(_busy(tries)), pid)
     return events, pid + 1
+
+
+def _thread(pid: int, number: int) -> int:
+    """Return a thread's number: its own in the whole trace, and never its process's."""
+    return 10_000 * pid + number
 
 
 def _meta(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
@@ -76,9 +80,9 @@ def _simulation(run: RunRecord, pid: int) -> Iterator[dict[str, Any]]:
     ends = [*(stage.at_ms for stage in run.log.stages), run.log.duration_ms]
     for stage, (start, end) in zip(run.log.stages, pairwise(ends), strict=True):
         name = f"epoch {stage.epoch}, step {stage.step}"
-        yield _complete(name, "step", pid, 1, start, end, {})
-    yield _meta("thread_name", pid, 1, "steps")
-    yield _meta("thread_name", pid, 2, "errors")
+        yield _complete(name, "step", pid, _thread(pid, 0), start, end, {})
+    yield _meta("thread_name", pid, _thread(pid, 0), "steps")
+    yield _meta("thread_name", pid, _thread(pid, 1), "errors")
     for trouble in run.log.troubles:
         yield {
             "name": trouble.what,
@@ -86,7 +90,7 @@ def _simulation(run: RunRecord, pid: int) -> Iterator[dict[str, Any]]:
             "ph": "i",
             "s": "t",
             "pid": pid,
-            "tid": 2,
+            "tid": _thread(pid, 1),
             "ts": _microseconds(trouble.at_ms),
             "args": {"request": trouble.who, "error": trouble.error},
         }
