@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from swarm_integration.report.facts import flat
 from swarm_integration.report.plain import TEXT_CHARS, count, mapping, number, text
 
 _KNOWN = ("chosen", "valid", "executed", "refused", "lost")
@@ -42,38 +43,35 @@ def actions_of(manifest: Mapping[str, Any]) -> Actions | None:
     """Return the counts, or None when the manifest has none."""
     section = mapping(manifest.get("actions"))
     table = _table(section)
-    if not table:
+    if table is None:
         return None
     rows: dict[str, dict[str, int]] = {}
     reasons: list[tuple[str, str, str, int]] = []
-    for name, entry in list(table.items())[:_MOST_ACTIONS]:
+    counted = [(name, entry) for name, entry in table.items() if _is_row(entry)]
+    for name, entry in counted[:_MOST_ACTIONS]:
         action = text(name)
         rows[action] = {text(column): _sum(value) for column, value in entry.items()}
         reasons.extend(_reasons(action, entry))
     names = dict.fromkeys(column for row in rows.values() for column in row)
     columns = [column for column in _KNOWN if column in names]
     columns += [column for column in names if column not in _KNOWN]
-    facts = tuple(
-        (text(name), text(value, limit=TEXT_CHARS))
-        for name, value in section.items()
-        if not isinstance(value, dict | list)
-    )
+    beside = {name: value for name, value in section.items() if value is not table}
+    facts = tuple(list(flat({} if table is section else beside))[:_MOST_REASONS])
     reasons.sort(key=lambda one: -one[3])
     return Actions(tuple(columns[:12]), rows, tuple(reasons[:_MOST_REASONS]), facts)
 
 
-def _table(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _table(section: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the part of the section that has an object of counts for each action."""
     candidates = [section, *(value for value in section.values() if isinstance(value, dict))]
     for candidate in candidates:
-        rows: dict[str, Mapping[str, Any]] = {
-            name: value
-            for name, value in candidate.items()
-            if isinstance(value, dict) and any(known in value for known in _KNOWN)
-        }
-        if rows:
-            return rows
-    return {}
+        if any(_is_row(value) for value in candidate.values()):
+            return candidate
+    return None
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, dict) and any(known in value for known in _KNOWN)
 
 
 def _sum(value: object) -> int:

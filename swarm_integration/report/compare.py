@@ -33,6 +33,13 @@ def _fact(group: int, name: str) -> Value:
     return value
 
 
+def _executed(summary: Summary) -> str:
+    found = summary.actions
+    if found is None:
+        return units.NONE
+    return f"{units.whole(found.total('executed'))} of {units.whole(found.total('chosen'))}"
+
+
 NUMBERS: tuple[tuple[str, Value], ...] = (
     ("state", lambda s: s.state),
     ("requests", lambda s: units.whole(s.requests)),
@@ -46,6 +53,7 @@ NUMBERS: tuple[tuple[str, Value], ...] = (
     ("tokens written per second", lambda s: units.significant(s.written_per_s)),
     ("tokens written", lambda s: units.whole(s.completion_tokens)),
     ("prompt from cache", lambda s: units.share(s.cached_tokens, s.prompt_tokens)),
+    ("actions executed", _executed),
     ("queue p50", _time(lambda s: s.queue, "p50")),
     ("queue p95", _time(lambda s: s.queue, "p95")),
     ("queue p99", _time(lambda s: s.queue, "p99")),

@@ -111,13 +111,14 @@ def test_the_backends_level_is_found_however_it_is_told(
 
 def test_actions_are_counted_with_their_reasons() -> None:
     vote = {"chosen": 5, "valid": 5, "executed": 2, "refused": {"no such post": 2, "limit": 1}}
-    section = {"full_ids": True, "by_action": {"VOTE": vote, "NOOP": {"chosen": 1, "lost": 0}}}
+    counts = {"VOTE": vote, "NOOP": {"chosen": 1, "lost": {}}}
+    section = {"full_ids": True, "by_action": counts, "ids": {"mapped": 3}, "share": None}
     found = actions_of({"actions": section})
     assert found is not None
     assert found.columns == ("chosen", "valid", "executed", "refused", "lost")
     assert (found.rows["VOTE"]["refused"], found.total("chosen")) == (3, 6)
     assert found.reasons[0] == ("VOTE", "refused", "no such post", 2)
-    assert found.facts == (("full_ids", "yes"),)
+    assert found.facts == (("full_ids", "yes"), ("ids.mapped", "3"), ("share", "none"))
     assert actions_of({}) is None
 
 
