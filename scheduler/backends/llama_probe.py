@@ -15,13 +15,11 @@ import anyio
 from scheduler.backends.base import BackendInfo
 from scheduler.backends.chat_answer import JsonObject, count_of, encodable
 from scheduler.backends.openai_chat import ChatClient
+from scheduler.backends.patience import ask_until_ready
 from scheduler.errors import (
-    AttemptError,
     AttemptTimeout,
     AuthenticationFailed,
-    BackendUnavailable,
     ConfigError,
-    ConnectionFailed,
     MalformedAnswer,
     RequestRejected,
 )
@@ -61,9 +59,8 @@ defaults, and nothing that decides an answer is left to them. From
 `tools/server/server-task.cpp`, `params_from_json_cmpl`.
 """
 
-_POLL_S = 0.1
+_PAUSE_S = 0.1
 _PROBE_TIMEOUT_S = 5.0
-_MOST_MALFORMED = 3
 
 
 async def become_ready(
@@ -80,35 +77,20 @@ async def become_ready(
         BackendUnavailable: It did not get ready in time.
         ConfigError: It is no llama-server, or refuses the API key.
     """
-    started = last_reached = anyio.current_time()
-    malformed = 0
-    trouble: AttemptError | None = None
-    while (now := anyio.current_time()) - started < timeout_s:
-        if now - last_reached > unreachable_s:
-            break
-        try:
-            return await _identify(client, min(_PROBE_TIMEOUT_S, timeout_s - (now - started)))
-        except RequestRejected as exc:
-            raise ConfigError(_refusal(client, exc)) from exc
-        except AttemptError as exc:
-            trouble = exc
-        if not isinstance(trouble, ConnectionFailed):
-            last_reached = anyio.current_time()
-        # A server that is being killed may break off within an answer; another kind of server
-        # never speaks JSON.
-        malformed += isinstance(trouble, MalformedAnswer)
-        if malformed >= _MOST_MALFORMED:
-            raise ConfigError(_not_llama_server(client, str(trouble))) from trouble
-        await anyio.sleep(_POLL_S)
-    waited = f"{anyio.current_time() - started:.1f} s"
-    if isinstance(trouble, ConnectionFailed):
-        raise BackendUnavailable(
-            f"no llama-server could be reached at {client.address} within {waited}: {START_HINT}"
-        ) from trouble
-    raise BackendUnavailable(
-        f"the server at {client.address} was not ready after {waited}: {trouble}. "
-        "Wait until it has loaded its model, or raise backend.ready_timeout_s"
-    ) from trouble
+    try:
+        return await ask_until_ready(
+            lambda within_s: _identify(client, within_s),
+            address=client.address,
+            unreachable=("llama-server", START_HINT),
+            timeout_s=timeout_s,
+            unreachable_s=unreachable_s,
+            probe_timeout_s=_PROBE_TIMEOUT_S,
+            longest_pause_s=_PAUSE_S,
+        )
+    except RequestRejected as exc:
+        raise ConfigError(_refusal(client, exc)) from exc
+    except MalformedAnswer as exc:
+        raise ConfigError(_not_llama_server(client, str(exc))) from exc
 
 
 def difference(before: BackendInfo, after: BackendInfo) -> str:

@@ -10,22 +10,20 @@ import anyio
 import openai
 
 from scheduler.backends.openai_chat import ChatClient
+from scheduler.backends.patience import ask_until_ready
 from scheduler.errors import (
     AttemptError,
     AttemptTimeout,
     AuthenticationFailed,
-    BackendUnavailable,
     ConfigError,
-    ConnectionFailed,
     MalformedAnswer,
     RequestRejected,
     ServerBusy,
 )
 
-_FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _PROBE_TIMEOUT_S = 10.0
-_MOST_MALFORMED = 3
+_START_HINT = "start it (for example `vllm serve MODEL` or `ollama serve`), or correct base_url"
 
 
 async def reach(
@@ -43,54 +41,35 @@ async def reach(
         BackendUnavailable: It did not answer in time.
         ConfigError: It refuses the API key, or speaks no JSON.
     """
-    started = last_reached = anyio.current_time()
-    pause_s = _FIRST_PAUSE_S
-    malformed = 0
-    trouble: AttemptError | None = None
-    while (now := anyio.current_time()) - started < timeout_s:
-        if now - last_reached > unreachable_s:
-            break
-        trouble = await _trouble(client, min(_PROBE_TIMEOUT_S, timeout_s - (now - started)))
-        if trouble is None:
-            return
-        if isinstance(trouble, AuthenticationFailed):
-            raise ConfigError(f"{client.address} {key_advice}") from trouble
-        malformed += isinstance(trouble, MalformedAnswer)
-        if malformed >= _MOST_MALFORMED:
-            raise ConfigError(
-                f"{client.address} is no OpenAI-compatible server: {trouble}"
-            ) from trouble
-        if not isinstance(trouble, ConnectionFailed):
-            last_reached = anyio.current_time()
-        await anyio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-    waited = f"{anyio.current_time() - started:.1f} s"
-    if isinstance(trouble, ConnectionFailed):
-        raise BackendUnavailable(
-            f"no server could be reached at {client.address} within {waited}: start it (for "
-            "example `vllm serve MODEL` or `ollama serve`), or correct base_url"
-        ) from trouble
-    raise BackendUnavailable(
-        f"the server at {client.address} was not ready after {waited}: {trouble}. "
-        "Wait until it has loaded its model, or raise backend.ready_timeout_s"
-    ) from trouble
+    try:
+        await ask_until_ready(
+            lambda within_s: _ask(client, within_s),
+            address=client.address,
+            unreachable=("server", _START_HINT),
+            timeout_s=timeout_s,
+            unreachable_s=unreachable_s,
+            probe_timeout_s=_PROBE_TIMEOUT_S,
+            longest_pause_s=_LONGEST_PAUSE_S,
+        )
+    except AuthenticationFailed as exc:
+        raise ConfigError(f"{client.address} {key_advice}") from exc
+    except MalformedAnswer as exc:
+        raise ConfigError(f"{client.address} is no OpenAI-compatible server: {exc}") from exc
 
 
-async def _trouble(client: ChatClient, within_s: float) -> AttemptError | None:
-    """Ask once; None where somebody is there who can be asked for an answer."""
+async def _ask(client: ChatClient, within_s: float) -> None:
+    """Ask once; return where somebody is there who can be asked for an answer."""
     try:
         with anyio.fail_after(within_s):
             await client.fetch(f"{client.base_url}/models")
-    except TimeoutError:
-        return AttemptTimeout(f"no answer from {client.address} within {within_s:.1f} s")
+    except TimeoutError as exc:
+        raise AttemptTimeout(f"no answer from {client.address} within {within_s:.1f} s") from exc
     except AuthenticationFailed as exc:
         # 403: a key that may ask for answers, but not for the list of models.
-        return exc if _status(exc) == 401 else None
+        if _status(exc) == 401:
+            raise
     except (RequestRejected, ServerBusy):
-        return None
-    except AttemptError as exc:
-        return exc
-    return None
+        pass
 
 
 def _status(error: AttemptError) -> int:
