@@ -278,7 +278,7 @@ def _bindable(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as exc:
             raise _PortTakenError(
-                f"can't listen on {host}:{port} ({exc.strerror}); stop what uses it, or set "
-                "port to 0 for a free one."
+                f"can't listen on {host}:{port} ({exc.strerror}); stop what uses it, or take "
+                "another port (0 picks a free one)."
             ) from exc
         return int(probe.getsockname()[1])

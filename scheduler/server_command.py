@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -74,8 +75,9 @@ def find_server(explicit: str | None = None) -> ServerBinary:
     if named:
         found = wheel if named == "xllamacpp" else _native(named)
         if found is None:
-            source = "the configuration" if explicit else "LLAMA_SERVER"
-            raise ServerError(f"{source} names {named!r}, which can't be run. Give an executable.")
+            what = f"{named!r} can't be run" if explicit else ""
+            what = what or f"LLAMA_SERVER names {named!r}, which can't be run"
+            raise ServerError(f"{what}. Give the path of a llama-server, or `xllamacpp`.")
         return found
     native = _native("llama-server") or _native("llama", scripts=False)
     if found := native or wheel:
@@ -108,22 +110,47 @@ def default_threads() -> int:
     (with the simulation, say) holds all others up; the second thread of a core adds
     little. Where the cores can't be told apart from their threads, half the CPUs count.
     """
-    return max(1, _physical_cores() - 1)
+    return max(1, physical_cores() - 1)
 
 
-def _physical_cores() -> int:
-    cpus = os.cpu_count() or 2
+def physical_cores() -> int:
+    """Return how many physical cores this process may use, as far as the system tells."""
+    usable = _usable_cpus()
+    return max(1, min(_cores_of_linux() or _cores_of_macos() or usable // 2, usable))
+
+
+def _usable_cpus() -> int:
+    """Return the CPUs that this process may run on, which a container may limit."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 2
+
+
+def _cores_of_linux() -> int:
+    """Return the cores that the processors have, 0 where they can't be told from threads."""
+    cores = set()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return max(1, cpus // 2)
-    cores = set()
+        return 0
     for block in text.split("\n\n"):
         lines = (line.partition(":") for line in block.splitlines())
         fields = {name.strip(): value.strip() for name, _, value in lines}
         if "core id" in fields:
             cores.add((fields.get("physical id", ""), fields["core id"]))
-    return len(cores) or max(1, cpus // 2)
+    return len(cores)
+
+
+def _cores_of_macos() -> int:
+    """Return the fast cores of a Mac, 0 on other systems."""
+    for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
+        try:
+            said = subprocess.run(  # noqa: S603  # our own words, and no shell
+                ["/usr/sbin/sysctl", "-n", name], capture_output=True, timeout=5, check=True
+            )
+            return int(said.stdout)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            continue
+    return 0
 
 
 def server_flags(spec: ServerSpec) -> list[str]:

@@ -25,7 +25,7 @@ usage: $SELF COMMAND
     --port N                (default: 8080)
     --slots, --parallel N   requests at once (default: 4)
     --ctx-per-slot N        tokens of prompt and answer that a slot holds (default: 4096)
-    --threads N             CPU threads (default: this machine's physical cores)
+    --threads N             CPU threads (default: one per physical core, less one)
     -ngl, --gpu-layers N    layers on the GPU (default: 0)
     --alias NAME            the model name that the server reports
     --timeout SECONDS       how long it may load (default: 120)
@@ -150,13 +150,16 @@ find_server() {
     [ "$(basename "${SERVER[0]}")" != llama ] || SERVER+=(serve)
 }
 
-# More threads than physical cores make llama.cpp slower; a container may have fewer than that.
-count_cores() {
+# As the scheduler counts them: one per physical core, less one, because llama.cpp's threads wait for
+# each other by spinning; a container may have fewer cores than the machine.
+count_threads() {
     local physical usable
     physical="$({ lscpu -p=CORE,SOCKET 2>/dev/null || true; } | awk '/^[0-9]/ && !seen[$0]++ { n++ } END { print n + 0 }')"
     [ "$physical" -gt 0 ] || physical="$(sysctl -n hw.perflevel0.physicalcpu 2>/dev/null || sysctl -n hw.physicalcpu 2>/dev/null || echo 0)"
-    usable="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 4)"
-    if [ "$physical" -gt 0 ] && [ "$physical" -lt "$usable" ]; then echo "$physical"; else echo "$usable"; fi
+    usable="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
+    [ "$physical" -gt 0 ] || physical=$((usable / 2))
+    [ "$physical" -lt "$usable" ] || physical="$usable"
+    if [ "$physical" -gt 1 ]; then echo $((physical - 1)); else echo 1; fi
 }
 
 # When process $1 started, which tells it from a later one with its id; nothing if it has ended.
@@ -231,7 +234,7 @@ start() {
     choose_model
     require curl
     model="${model:-$MODEL_DIR/$MODEL_FILE}"
-    threads="${threads:-$(count_cores)}"
+    threads="${threads:-$(count_threads)}"
     check --port "$port" '^([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$' "from 1 to 65535" "--port 8081"
     check_count --slots "$slots" 4; check_count --ctx-per-slot "$ctx" 4096
     check_count --threads "$threads" 4; check_count --timeout "$timeout" 120

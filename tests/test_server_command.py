@@ -178,7 +178,7 @@ def test_find_falls_back_to_the_wheel() -> None:
 def test_a_named_program_that_cannot_run_is_an_error_and_nothing_else_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ServerError, match="the configuration names '/nowhere/llama-server'"):
+    with pytest.raises(ServerError, match="'/nowhere/llama-server' can't be run"):
         find_server("/nowhere/llama-server")
     monkeypatch.setenv("LLAMA_SERVER", "nowhere")
     with pytest.raises(ServerError, match="LLAMA_SERVER names 'nowhere'"):
