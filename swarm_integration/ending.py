@@ -1,0 +1,44 @@
+"""How a command ends: its exit code, and an error as a few lines instead of a traceback.
+
+Both commands go through `guarded`. This module imports nothing heavy, so that what
+is imported inside the guard is guarded too: Ctrl-C in the first second of a command,
+which goes into imports, ends it as cleanly as later.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+EXIT_ABORTED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def guarded(command: Callable[[], int], *, debug: bool = False, help_command: str = "") -> int:
+    """Run a command; turn this project's errors into a message and an exit code.
+
+    Args:
+        command: What is run; it imports what it needs.
+        debug: Let errors through, for their traceback.
+        help_command: What to type after an error that does not say.
+    """
+    try:
+        return _reported(command, debug=debug, help_command=help_command)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _reported(command: Callable[[], int], *, debug: bool, help_command: str) -> int:
+    try:
+        return command()
+    except Exception as exc:
+        from scheduler.errors import ConfigError, SchedulerError
+        from swarm_integration.complaint import complaint
+
+        if debug or not isinstance(exc, SchedulerError | OSError):
+            raise
+        sys.stdout.flush()
+        print(complaint(exc, help_command=help_command), file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(exc, ConfigError) else EXIT_ABORTED
