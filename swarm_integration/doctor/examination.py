@@ -48,9 +48,10 @@ def doctor(options: DoctorOptions) -> int:
 def examine(options: DoctorOptions) -> list[Part]:
     """Return the findings, by part."""
     case = read_case(options)
+    needed = case.in_process
     installation = [
         *packages.check_versions(),
-        packages.check_llama_cpp(needed=case.in_process),
+        packages.check_llama_cpp(needed=needed, tried=needed or case.chosen is None),
         packages.check_import_name(),
         *packages.check_script(),
     ]

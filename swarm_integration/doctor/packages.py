@@ -61,11 +61,12 @@ def check_versions() -> Iterator[Finding]:
     yield Finding("xllamacpp", "ok", says, facts={"version": wheel})
 
 
-def check_llama_cpp(*, needed: bool) -> Finding:
+def check_llama_cpp(*, needed: bool, tried: bool = True) -> Finding:
     """Return whether models can be run in this process.
 
     Args:
         needed: Whether the scenario or the configuration asks for it.
+        tried: Import it, which takes a moment.
     """
     name, found = "llama-cpp-python", installed("llama-cpp-python")
     install = f'{_pip()} install "{OURS}[llama-cpp]"'
@@ -77,6 +78,8 @@ def check_llama_cpp(*, needed: bool) -> Finding:
         return Finding(
             name, "ok", "not installed; only models in this process need it", facts=facts
         )
+    if not tried:
+        return Finding(name, "ok", f"{found}, which this scenario does not need", facts=facts)
     problem = _import_problem("llama_cpp")
     if problem:
         mend = f"{_pip()} install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
