@@ -19,7 +19,12 @@ from swarm_integration.config import InferenceConfig
 from swarm_integration.doctor.findings import Finding
 from swarm_integration.doctor.model import ModelUse
 from swarm_integration.doctor.packages import installed
-from swarm_integration.doctor.servers import PATIENCE_S, lacking_key
+from swarm_integration.doctor.servers import (
+    PATIENCE_S,
+    check_agents_keys,
+    check_configured_key,
+    lacking_key,
+)
 from swarm_integration.files import project_file
 from swarm_integration.fitness import estimated_context
 from swarm_integration.scenario import Rehearsal, load_scenario, rehearse
@@ -102,6 +107,14 @@ class Case:
         if self.config.backend.kind == "auto" and named:
             return max(named), "n_threads"
         return self.config.backend.threads, "backend.threads"
+
+    def key_findings(self) -> list[Finding]:
+        """Return of each API key that is needed whether it is there."""
+        if self.config.backend.kind in ("fake", "llama_inproc"):
+            return []
+        if self.config.backend.kind != "auto":
+            return list(check_configured_key(self.config.backend))
+        return list(check_agents_keys(self.chosen)) if self.chosen else []
 
     def models(self) -> list[ModelUse]:
         """Return the model files that would be loaded, and the one that was named."""

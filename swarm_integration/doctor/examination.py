@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -79,11 +78,10 @@ def _machine(case: Case) -> list[Finding]:
 
 
 def _scenario(case: Case) -> list[Finding]:
-    findings = list(case.findings)
+    findings = [*case.findings, *case.key_findings()]
     chosen = case.chosen
     if chosen is None:
         return findings
-    findings += servers.check_keys(chosen, case.config.backend)
     if case.in_process and chosen.prompts:
         findings += _context_in_process(case, estimated_context(chosen))
     return findings
@@ -112,7 +110,7 @@ async def _servers(case: Case) -> list[Finding]:
         return []
     named = case.options.base_url is not None or backend.kind != "auto"
     if case.chosen is None and not named:
-        found = [one async for one in servers.check_default_server(backend.base_url)]
+        found = [one async for one in servers.check_default_server(backend.base_urls[0])]
     else:
         found = await _fleet(case)
     if not any(one.facts.get("slots") for one in found):
@@ -123,7 +121,9 @@ async def _servers(case: Case) -> list[Finding]:
 async def _fleet(case: Case) -> list[Finding]:
     """Return what the servers say that a run would ask."""
     rehearsal = case.reachable
-    if rehearsal is None or _lacks_key(case):
+    keyless = any(one.level == "error" for one in case.key_findings())
+    # With kind auto, agents without their key are left out and the others are looked at.
+    if rehearsal is None or (keyless and case.config.backend.kind != "auto"):
         return []
     layout, structured = case.config.prompt_layout, case.config.scheduler.structured_output
     slots = case.config.scheduler.slots
@@ -134,7 +134,9 @@ async def _fleet(case: Case) -> list[Finding]:
         return [Finding("backend", "error", what, mend)]
     try:
         instructions = Instructions(layout, structured=structured)
-        address = None if case.backend.kind == "auto" else without_login(case.backend.base_url)
+        address = None
+        if case.backend.kind != "auto":
+            address = ", ".join(without_login(url) for url in case.backend.base_urls)
         found = servers.check_fleet(
             rehearsal, fleet, instructions, slots, address=address, fits=case.chosen is not None
         )
@@ -142,13 +144,6 @@ async def _fleet(case: Case) -> list[Finding]:
     finally:
         for one in fleet.backends.values():
             await one.aclose()
-
-
-def _lacks_key(case: Case) -> bool:
-    """Whether the one server of all agents needs a key that is not set."""
-    variable = case.config.backend.api_key_env
-    kind = case.config.backend.kind
-    return kind != "auto" and variable is not None and not os.environ.get(variable)
 
 
 def _repair(parts: list[Part]) -> tuple[list[str], list[Finding]]:

@@ -31,6 +31,7 @@ from swarm_integration.doctor.machine import check_port
 from swarm_integration.doctor.packages import installed
 from swarm_integration.errors import FitnessError
 from swarm_integration.fitness import check_fitness
+from swarm_integration.keys import configured_key
 from swarm_integration.providers import PROVIDERS, provider_at
 from swarm_integration.scenario import Rehearsal
 from swarm_integration.schemas import Instructions
@@ -55,7 +56,7 @@ def check_program(*, needed: bool) -> Finding:
         binary = find_server()
     except ServerError as exc:
         what, _, mend = str(exc).partition(" Get one with ")
-        mend = mend or "unset LLAMA_SERVER, or let it name an executable"
+        mend = mend.rstrip(".") or "unset LLAMA_SERVER, or let it name an executable"
         return Finding(check, "error" if needed else "warning", what.rstrip("."), mend)
     if binary.kind == "xllamacpp":
         found = installed("xllamacpp") or ""
@@ -130,16 +131,26 @@ async def check_fleet(
                 yield await _fits(name, info, rehearsal, alone, instructions, slots)
 
 
-def check_keys(rehearsal: Rehearsal, config: BackendConfig) -> Iterator[Finding]:
+def check_configured_key(config: BackendConfig) -> Iterator[Finding]:
+    """Yield whether the key of the server that serves all agents is there; never what it is."""
+    variable = config.api_key_env
+    if variable is None and config.kind == "openai":
+        cloud = provider_at(config.base_urls[0])
+        variable = cloud.key_variable if cloud else None
+    if config.api_key_file is not None:
+        try:
+            configured_key(config, variable)
+        except ConfigError as exc:
+            what, _, mend = str(exc).partition(". ")
+            yield Finding("API key file", "error", what, mend)
+        else:
+            yield Finding("API key file", "ok", f"{config.api_key_file} holds a key")
+    elif variable is not None:
+        yield _key(variable, "the server at backend.base_url")
+
+
+def check_agents_keys(rehearsal: Rehearsal) -> Iterator[Finding]:
     """Yield of each API key that agents need whether it is there; never what it is."""
-    if config.kind != "auto":
-        variable = config.api_key_env
-        if variable is None and config.kind == "openai":
-            cloud = provider_at(config.base_url)
-            variable = cloud.key_variable if cloud else None
-        if variable is not None:
-            yield _key(variable, "the server at backend.base_url")
-        return
     agents: dict[str, list[str]] = {}
     for agent_id, block in rehearsal.blocks.items():
         variable = lacking_key(block.agent.llm_config)

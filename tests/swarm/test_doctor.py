@@ -250,6 +250,39 @@ def test_missing_api_keys_are_named_and_values_never_shown(
     assert "very-secret" not in json.dumps(found.data)
 
 
+def test_server_of_one_agent_is_looked_at_though_the_key_of_another_is_missing(
+    doctor: Any, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    agents = [llm(1, provider="openai"), llm(1, base_url=server.base_url, model="demo")]
+    found = doctor(write_scenario(tmp_path / "s.yaml", agents))
+    assert found.errors() == ["API key OPENAI_API_KEY"]
+    assert found.one(f"server {server.base_url}")["level"] == "ok"
+
+
+def test_missing_key_of_the_server_of_all_is_named_before_it_is_asked(
+    doctor: Any, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    backend = {"kind": "llama_server", "base_url": server.base_url, "api_key_env": "MY_KEY"}
+    found = doctor("--inference-config", write_config(tmp_path / "c.yaml", backend=backend))
+    assert found.errors() == ["API key MY_KEY"]
+    assert server.connections == 0
+
+
+def test_equal_servers_that_share_the_work_are_looked_at_together(
+    doctor: Any, server: ScriptedServer, tmp_path: Path
+) -> None:
+    with ScriptedServer() as other:
+        urls = [server.base_url, other.base_url]
+        config = write_config(
+            tmp_path / "c.yaml", backend={"kind": "llama_server", "base_url": urls}
+        )
+        found = doctor("--inference-config", config)
+    assert found.errors() == []
+    assert found.one(f"server {', '.join(urls)}")["facts"]["slots"] == 8
+
+
 @posix
 def test_missing_server_program_is_an_error_where_one_is_to_be_started(
     doctor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
