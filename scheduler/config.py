@@ -195,6 +195,9 @@ class BackendConfig(Section):
 class LoggingConfig(Section):
     """What is written about a run."""
 
+    format: Literal["json"] = Field(
+        "json", description="How inference.jsonl is written: one JSON object a line."
+    )
     prompts: bool = Field(
         False, description="Write prompts and answers into inference.jsonl as well."
     )
@@ -242,8 +245,7 @@ def validate(model: type[C], data: Mapping[str, Any], *, source: str) -> C:
     try:
         return model.model_validate(data)
     except ValidationError as exc:
-        lines = [_explain(error, model) for error in exc.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from exc
+        raise ConfigError(f"{source}: " + "; ".join(_explain(exc, model))) from exc
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -274,15 +276,22 @@ _ALTERNATIVES = ("literal['auto']", "constrained-int", "str", "tuple[str, ...]")
 """What pydantic adds to a key's place where a value may be of several kinds."""
 
 
-def _explain(error: Any, model: type[Section]) -> str:
-    place = [str(part) for part in error["loc"] if part not in _ALTERNATIVES]
-    key = ".".join(place) or "the configuration"
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(_known_keys(model, place[:-1]))
-        return f"unknown key {key!r} (known here: {known})"
-    reason = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    return f"{key}{given}: {reason[:1].lower()}{reason[1:]}"
+def _explain(exc: ValidationError, model: type[Section]) -> list[str]:
+    """Return one text for each key that is wrong; a key may break several rules."""
+    reasons: dict[str, list[str]] = {}
+    for error in exc.errors():
+        place = [part for part in map(str, error["loc"]) if part not in _ALTERNATIVES]
+        key = ".".join(place) or "the configuration"
+        if error["type"] == "extra_forbidden":
+            known = ", ".join(_known_keys(model, place[:-1]))
+            reasons[f"unknown key {key!r} (known here: {known})"] = []
+            continue
+        reason = error["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+        reasons.setdefault(f"{key}{given}", []).append(f"{reason[:1].lower()}{reason[1:]}")
+    return [
+        f"{key}: {' or '.join(dict.fromkeys(of))}" if of else key for key, of in reasons.items()
+    ]
 
 
 def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:

@@ -122,7 +122,7 @@ def _check_path(path: Path) -> None:
     elif not path.exists():
         problem = "does not exist; check model_path, or download the file first"
     if problem:
-        raise ConfigError(f"model {path} {problem}")
+        raise ConfigError(f"model {path.absolute()} {problem}")
 
 
 class _Reader:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from scheduler.backends.base import Backend, BackendInfo, Placement
+from scheduler.backends.base import Backend, BackendInfo, Placement, how_to_get_slots
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.plan import Plan
@@ -185,7 +185,7 @@ def _slots(name: str, configured: int | str, info: BackendInfo) -> int:
     if configured > info.slots:
         raise ConfigError(
             f"scheduler.slots is {configured}, but backend {name!r} ({info.model}) has "
-            f"{info.slots}. Lower it, or start the server with --parallel {configured}"
+            f"{info.slots}. Lower it, or {how_to_get_slots(info.kind, configured)}"
         )
     return configured
 

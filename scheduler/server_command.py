@@ -212,7 +212,8 @@ def check_spec(spec: ServerSpec) -> None:
             magic = file.read(4)
     except OSError as exc:
         raise ConfigError(
-            f"model_path {spec.model_path} can't be read ({exc.strerror}); give a GGUF file."
+            f"model_path {spec.model_path.absolute()} can't be read ({exc.strerror}); give a GGUF "
+            "file. A relative path starts from the working directory."
         ) from exc
     if magic != b"GGUF":
         raise ConfigError(

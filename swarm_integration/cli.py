@@ -2,7 +2,8 @@
 
 Without `--inference-scheduler` upstream's command runs untouched, exit codes
 included. With it our options are taken out, upstream parses the rest, and its
-`run` is carried out with our run in place of the orchestrator's own.
+`run` is carried out with our run in place of the orchestrator's own. What takes long to
+import is imported inside the guard (see `ending.py`).
 """
 
 from __future__ import annotations
@@ -14,18 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scheduler.config import load_config
-from scheduler.errors import ConfigError, SchedulerError
-from swarm_integration import compat
-from swarm_integration.config import InferenceConfig
+from swarm_integration.ending import guarded
 from swarm_integration.hashseed import restart_with_fixed_hash_seed
 
 if TYPE_CHECKING:
     from swarm_integration.run import Run
-
-EXIT_ABORTED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 _OPTION = "--inference-scheduler"
 
@@ -33,19 +27,25 @@ _OPTION = "--inference-scheduler"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `swarm` command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _main(given, whole_process=arguments is None), debug="--debug" in given)
+
+
+def _main(given: list[str], *, whole_process: bool) -> int:
     if given[:1] == ["run"]:
         if {"-h", "--help"} & set(given):
             _print_our_help()
         if any(word == _OPTION or word.startswith(f"{_OPTION}=") for word in given):
-            if arguments is None:
+            if whole_process:
                 restart_with_fixed_hash_seed()
             return _scheduled_run(given)
-    if arguments is None:
-        return _guarded(compat.upstream_main)
+    from swarm_integration import compat
+
+    if whole_process:
+        return compat.upstream_main()
     with compat.upstream_command(
         run=lambda args, cmd_run: cmd_run(args), build=lambda scenario, build: build(scenario)
     ) as upstream:
-        return _guarded(lambda: upstream(given))
+        return upstream(given)
 
 
 def our_options() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def our_options() -> argparse.ArgumentParser:
         "--slots", type=_slots, metavar="N", help="requests that run at once, or auto"
     )
     group.add_argument(
-        "--max-batch", type=int, metavar="N", help="requests ordered and handed over together"
+        "--max-batch", type=_count, metavar="N", help="requests ordered and handed over together"
     )
     group.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where to write (default: a new one in runs/)"
@@ -84,10 +84,28 @@ def our_options() -> argparse.ArgumentParser:
 
 
 def _slots(text: str) -> int | str:
+    return "auto" if text == "auto" else _whole(text, range(1, sys.maxsize), "auto, or ")
+
+
+def _count(text: str) -> int:
+    return _whole(text, range(1, sys.maxsize))
+
+
+def _whole(text: str, allowed: range, other: str = "") -> int:
+    """Return the number that an option gives.
+
+    Raises:
+        ArgumentTypeError: It is none of those allowed; argparse names the option.
+    """
     try:
-        return text if text == "auto" else int(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or auto") from exc
+        value = int(text)
+    except ValueError:
+        value = allowed.start - 1
+    if value not in allowed:
+        most = "or more" if allowed.stop == sys.maxsize else f"to {allowed.stop - 1}"
+        limits = f"{allowed.start} {most}"
+        raise argparse.ArgumentTypeError(f"must be {other}a whole number, {limits}; got {text!r}")
+    return value
 
 
 def _print_our_help() -> None:
@@ -108,21 +126,26 @@ def _scheduled_run(given: list[str]) -> int:
             return build_orchestrator(scenario)
         return current[-1].build(scenario, build_orchestrator)
 
-    def upstream() -> int:
-        with compat.upstream_command(run=run, build=build) as command:
-            return command(rest)
+    from swarm_integration import compat
 
-    return _guarded(upstream, debug=ours.debug)
+    with compat.upstream_command(run=run, build=build) as command:
+        return command(rest)
 
 
 def _run(
     ours: argparse.Namespace, args: Any, cmd_run: Callable[[Any], int], current: list[Run]
 ) -> int:
+    from scheduler.config import load_config
+    from scheduler.errors import ConfigError
+    from swarm_integration.config import InferenceConfig
     from swarm_integration.run import RunOptions, open_run
 
     if ours.resume and ours.run_dir is None:
         raise ConfigError("--resume needs --run-dir DIR, the directory of the run to go on with")
-    flags = {"scheduler.slots": ours.slots, "scheduler.max_batch": ours.max_batch}
+    flags = {
+        "scheduler.slots": ours.slots,
+        "scheduler.max_batch": ours.max_batch,
+    }
     options = RunOptions(
         mode=ours.inference_scheduler,
         scenario=Path(args.scenario),
@@ -145,19 +168,3 @@ def _run(
         print(f"\nRun directory: {run.directory.path}")
         print(f"Trace hash:    {run.directory.trace_hash}")
     return code
-
-
-def _guarded(command: Callable[[], int], *, debug: bool = False) -> int:
-    """Run a command; turn this project's errors into a message and an exit code."""
-    try:
-        return command()
-    except SchedulerError as exc:
-        if debug:
-            raise
-        bad_input = isinstance(exc, ConfigError)
-        sys.stdout.flush()
-        print(f"error: {exc}", file=sys.stderr)
-        return EXIT_BAD_INPUT if bad_input else EXIT_ABORTED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED

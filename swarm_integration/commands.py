@@ -31,16 +31,22 @@ from swarm_integration.help_texts import examples
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `swarm-inference`; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = ["swarm-inference", *given[:1], "--help"]
+    return guarded(
+        lambda: _main(given, whole_process=arguments is None),
+        debug="--debug" in given,
+        help_command=" ".join(words),
+    )
+
+
+def _main(given: list[str], *, whole_process: bool) -> int:
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(given)
     if args.command is None:
         parser.print_help()
         return 0
-    return guarded(
-        lambda: _run(args, whole_process=arguments is None),
-        debug=args.debug,
-        help_command=f"swarm-inference {args.command} --help",
-    )
+    return _run(args, whole_process=whole_process)
 
 
 def _run(args: argparse.Namespace, *, whole_process: bool) -> int:

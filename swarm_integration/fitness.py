@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from scheduler.backends.base import Backend, BackendInfo
+from scheduler.backends.base import Backend, BackendInfo, how_to_get_slots
 from scheduler.types import Message
 from swarm_integration.agents import Service
 from swarm_integration.compat_prompts import Prompt
@@ -65,7 +65,7 @@ async def check_fitness(
         if slots != "auto" and slots > info.slots and not info.serial:
             raise FitnessError(
                 f"scheduler.slots is {slots}, but {name} ({info.model}) has {info.slots}. "
-                f"Lower it, or start the server with --parallel {slots}"
+                f"Lower it, or {how_to_get_slots(info.kind, slots)}"
             )
         served = {key: one for key, one in fleet.services.items() if one.backend == name}
         # An endpoint of many models names none; a file in this process is named by its path.

@@ -8,10 +8,11 @@ seed and these answers give. A difference is named: which question, which field.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,17 +113,19 @@ class RecordedBackend:
         """Do nothing."""
 
 
-def replay(directory: Path, *, trust_scenario: bool = False) -> Replay:
+def replay(directory: Path, *, journal: Path | None = None, trust_scenario: bool = False) -> Replay:
     """Run the run in `directory` again from its journal and compare.
 
     Args:
         directory: The run's.
+        journal: The journal, when it is neither there nor where the configuration says.
         trust_scenario: Replay a scenario that starts programs or calls servers of its own too.
 
     Raises:
         ConfigError: It is not a run's directory, or other versions are installed.
     """
     manifest = _completed(directory)
+    source = _journal(directory, manifest, journal)
     questions = len(lines(directory / TRANSCRIPT))
     problem = next(_changed_inputs(directory, manifest), None)
     if problem is not None:
@@ -130,9 +133,12 @@ def replay(directory: Path, *, trust_scenario: bool = False) -> Replay:
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
         again = Path(scratch) / "run"
         try:
-            missing = _run_again(directory, manifest, again, trust_scenario=trust_scenario)
+            with _upstream_silent():
+                missing = _run_again(
+                    directory, manifest, source, again, trust_scenario=trust_scenario
+                )
         except JournalDamaged as exc:
-            return Replay(questions, None, str(exc).replace(str(again), str(directory)))
+            return Replay(questions, None, str(exc).replace(str(again / JOURNAL), str(source)))
         problem = compare(directory, again, manifest, missing)
         return Replay(questions, file_sha256(again / TRANSCRIPT), problem)
 
@@ -142,7 +148,7 @@ def _completed(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     if manifest.get("state") != "completed":
         raise ConfigError(f"the run in {directory} has not been completed; resume it first")
-    for name in (SCENARIO, CONFIGURATION, TRANSCRIPT, METRICS, JOURNAL):
+    for name in (SCENARIO, CONFIGURATION, TRANSCRIPT, METRICS):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory / name} is missing, so there is nothing to replay from")
     missing = [name for name in _NEEDED if not isinstance(manifest.get(name), _NEEDED[name])]
@@ -150,6 +156,43 @@ def _completed(directory: Path) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"{directory / MANIFEST} does not say: {', '.join(missing)}")
     return manifest
+
+
+def _journal(directory: Path, manifest: Mapping[str, Any], given: Path | None) -> Path:
+    """Return the file that holds the answers: the one given, the directory's, the configured."""
+    configured = _configured_journal(manifest)
+    candidates = [given] if given else [directory / JOURNAL, *configured]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        places = " and ".join(str(path.absolute()) for path in candidates)
+        raise ConfigError(
+            f"{places} {'is' if len(candidates) == 1 else 'are'} missing, so there is nothing to "
+            "replay from. Say where the run's journal is: --journal FILE"
+        )
+    return found
+
+
+def _configured_journal(manifest: Mapping[str, Any]) -> list[Path]:
+    """Return where the run's configuration put its journal, if it did."""
+    try:
+        path = manifest["configuration"]["journal"]["path"]
+    except (KeyError, TypeError):
+        return []
+    # The directory may be a stranger's: none may send this machine to a share of theirs.
+    local = isinstance(path, str) and not path.startswith(("//", "\\\\"))
+    return [Path(path)] if local and path != "auto" else []
+
+
+@contextmanager
+def _upstream_silent() -> Iterator[None]:
+    """Keep SWARM from reporting, once more, the calls that failed in the run."""
+    logger = logging.getLogger("swarm")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _changed_inputs(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -166,7 +209,7 @@ def _changed_inputs(directory: Path, manifest: Mapping[str, Any]) -> Iterator[st
 
 
 def _run_again(
-    directory: Path, manifest: Mapping[str, Any], again: Path, *, trust_scenario: bool
+    directory: Path, manifest: Mapping[str, Any], source: Path, again: Path, *, trust_scenario: bool
 ) -> str | None:
     """Run into `again`; return the message of the question that has no answer, if one has not."""
     from swarm.scenarios.loader import build_orchestrator
@@ -189,9 +232,14 @@ def _run_again(
     reproducible = make_reproducible(options, scenario)
     _check_versions(before, reproducible.repairs if reproducible else ())
     with RunDirectory(again) as target, asyncio.Runner(loop_factory=SimulationLoop) as runner:
-        for name in (JOURNAL, f"{JOURNAL}-wal", MEMORY_AT_START):
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, again / name)
+        copies = {
+            source: JOURNAL,
+            source.with_name(f"{source.name}-wal"): f"{JOURNAL}-wal",
+            directory / MEMORY_AT_START: MEMORY_AT_START,
+        }
+        for path, name in copies.items():
+            if path.is_file():
+                shutil.copyfile(path, again / name)
         journal = Journal(again / JOURNAL)
         runner.run(journal.open())
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from swarm_integration import compat
 from swarm_integration.compat import Simulation
@@ -74,13 +75,32 @@ def load_scenario(path: Path, overrides: Mapping[str, int | None] | None = None)
     except OSError as exc:
         raise ScenarioError(f"scenario {path} can't be read: {exc}") from exc
     except Exception as exc:  # upstream's loader raises whatever its parsers raise
-        raise ScenarioError(f"scenario {path} is not a scenario: {exc}") from exc
+        raise ScenarioError(f"scenario {path} is not a scenario: {_reason(exc)}") from exc
     if not isinstance(scenario.agent_specs, list) or not scenario.agent_specs:
         raise ScenarioError(f"scenario {path} has no agents. Add a list `agents:` with an entry")
     for name, value in (overrides or {}).items():
         if value is not None:
             setattr(scenario.orchestrator_config, name, value)
+    _check_seed(scenario.orchestrator_config.seed, path, overrides or {})
     return scenario
+
+
+def _check_seed(seed: Any, path: Path, overrides: Mapping[str, int | None]) -> None:
+    if seed is None or (isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0):
+        return
+    key = f"scenario {path}: simulation.seed" if overrides.get("seed") is None else "--seed"
+    raise ScenarioError(f"{key} must be a whole number, 0 or more, got {seed!r}")
+
+
+def _reason(exc: Exception) -> str:
+    """Return what a parser objects to in one line, with the keys where it names them."""
+    if not isinstance(exc, ValidationError):
+        return _one_line(exc)
+    reasons = [
+        f"{'.'.join(map(str, error['loc']))} = {error['input']!r}: {error['msg']}"
+        for error in exc.errors()
+    ]
+    return "; ".join(reasons)
 
 
 def _one_line(exc: Exception) -> str:

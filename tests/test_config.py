@@ -93,7 +93,7 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: Any, allowed: str) -
         ("nope", "nope", "backend, logging, scheduler"),
         ("scheduler.slot", "scheduler.slot", "max_batch"),
         ("backend.fake.delay", "backend.fake.delay", "context_per_slot, fault_rate, latency_s"),
-        ("logging.format", "logging.format", "prompts"),
+        ("logging.level", "logging.level", "format, prompts"),
     ],
 )
 def test_an_unknown_key_is_named_with_those_there_are(key: str, unknown: str, known: str) -> None:

@@ -61,6 +61,16 @@ class RawAnswer:
     reasoning: str = ""
 
 
+def how_to_get_slots(kind: str, slots: int) -> str:
+    """Return what to do for `slots` slots of a backend of this kind, for an error's end."""
+    ways = {
+        "llama_server": f"start the server with --parallel {slots}",
+        "openai": f"set backend.openai.slots to {slots}",
+        "fake": f"set backend.fake.slots to {slots}",
+    }
+    return ways.get(kind, f"give it {slots}")
+
+
 class Backend(Protocol):
     """A model that answers requests."""
 

@@ -115,7 +115,7 @@ def test_bad_scenario_exits_2_and_leaves_no_run_directory(
         ({"scheduler": {"slotz": 4}}, ["unknown key 'scheduler.slotz'", "slots"]),
         ({"backend": {"fake": {"x": 1}}}, ["unknown key 'backend.fake.x'", "latency_s"]),
         ({"scheduler": {"max_batch": "many"}}, ["scheduler.max_batch", "'many'"]),
-        ({"scheduler": {"slots": 0}}, ["scheduler.slots = 0"]),
+        ({"scheduler": {"slots": 0}}, ["scheduler.slots = 0: ", "'auto' or", "greater"]),
         ({"scheduler": {"slots": True}}, ["scheduler.slots = True"]),
         ({"scheduler": {"max_batch": 0}}, ["scheduler.max_batch = 0", "greater"]),
         ({"scheduler": {"on_failure": "ignore"}}, ["on_failure", "'ignore'", "abort", "noop"]),
@@ -124,6 +124,7 @@ def test_bad_scenario_exits_2_and_leaves_no_run_directory(
         ({"backend": {"base_url": "ftp://host/v1"}}, ["backend.base_url", "ftp://", "http"]),
         ({"backend": {"kind": "llama_server", "managed": True}}, ["model_path"]),
         ({"logging": {"prompts": "yes"}}, ["logging.prompts", "'yes'"]),
+        ({"logging": {"format": "text"}}, ["logging.format", "'text'", "'json'"]),
         ({"prompt_layout": "upside_down"}, ["prompt_layout", "upside_down", "shared_first"]),
     ],
 )
@@ -158,11 +159,12 @@ def test_unusable_configuration_file_is_refused(
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--slots", "0", "scheduler.slots = 0"),
-        ("--slots", "-3", "scheduler.slots = -3"),
-        ("--slots", "x", "argument --slots: 'x' is not a whole number or auto"),
-        ("--max-batch", "0", "scheduler.max_batch = 0"),
-        ("--max-batch", "x", "argument --max-batch: invalid int value: 'x'"),
+        ("--slots", "0", "argument --slots: must be auto, or a whole number, 1 or more; got '0'"),
+        ("--slots", "-3", "argument --slots: must be auto, or a whole number, 1 or more; got '-3'"),
+        ("--slots", "x", "argument --slots: must be auto, or a whole number, 1 or more; got 'x'"),
+        ("--max-batch", "0", "argument --max-batch: must be a whole number, 1 or more; got '0'"),
+        ("--max-batch", "x", "argument --max-batch: must be a whole number, 1 or more; got 'x'"),
+        ("--seed", "-1", "--seed must be a whole number, 0 or more, got -1"),
     ],
 )
 def test_bad_option_is_refused(
@@ -178,6 +180,42 @@ def test_bad_option_is_refused(
     assert not RUN.exists()
 
 
+@pytest.mark.parametrize(
+    ("seed", "says"),
+    [
+        (-1, "s.yaml: simulation.seed must be a whole number, 0 or more, got -1"),
+        (1.5, "seed = 1.5: Input should be a valid integer"),
+        ("x", "seed = 'x': Input should be a valid integer"),
+    ],
+)
+def test_bad_seed_of_a_scenario_is_named(
+    seed: object, says: str, tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulation = {"n_epochs": 1, "steps_per_epoch": 1, "seed": seed}
+    path = write_scenario(tmp_path / "s.yaml", [llm()], simulation=simulation)
+    code = swarm("run", path, *BATCH, "--inference-config", fake)
+    refused(capsys, code, says)
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_missing_model_file_is_named_with_its_whole_path(
+    managed: bool, scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = {"kind": "llama_server", "managed": True} if managed else {"kind": "llama_inproc"}
+    config = write_config(tmp_path / "c.yaml", backend={**kind, "model_path": "models/none.gguf"})
+    code = swarm("run", scenario, *BATCH, "--inference-config", config)
+    refused(capsys, code, str(Path("models/none.gguf").absolute()))
+
+
+def test_format_of_the_log_may_be_named(scenario: Path, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path / "c.yaml", backend=FAKE, logging={"format": "json", "prompts": False}
+    )
+    assert swarm("run", scenario, *BATCH, "--inference-config", config, "-q") == 0
+    assert json_lines(RUN / "inference.jsonl")
+
+
 def test_unknown_mode_is_refused(scenario: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = swarm("run", scenario, "--inference-scheduler", "sideways")
     refused(capsys, code, "sideways", "batch", "serial")
@@ -187,7 +225,7 @@ def test_more_slots_than_the_backend_has_are_refused(
     scenario: Path, fake: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = swarm("run", scenario, *BATCH, "--inference-config", fake, "--slots", 5)
-    refused(capsys, code, "scheduler.slots is 5", "has 4", "--parallel 5")
+    refused(capsys, code, "scheduler.slots is 5", "has 4", "set backend.fake.slots to 5")
 
 
 def test_unreachable_server_is_refused_with_its_address(
@@ -252,7 +290,7 @@ def test_debug_shows_the_traceback(scenario: Path) -> None:
     from scheduler.errors import ConfigError
 
     with pytest.raises(ConfigError):
-        swarm("run", scenario, *BATCH, "--debug", "--slots", 0)
+        swarm("run", scenario, *BATCH, "--debug", "--slots", 9)
 
 
 # Without our option
@@ -533,6 +571,35 @@ def test_interrupt_ends_the_run_and_is_noted(scenario: Path, tmp_path: Path) -> 
     assert errors.splitlines() == ["interrupted"]
     assert manifest(RUN)["state"] == "interrupted"
     assert json_lines(log)[-1]["event"] == "run.ended"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT can't be sent to one process there")
+@pytest.mark.parametrize(
+    ("module", "words", "imported"),
+    [
+        ("swarm_integration", ("run", "s.yaml", *BATCH), "anyio"),
+        ("swarm_integration", ("run", "s.yaml"), "yaml"),
+        ("swarm_integration.commands", ("demo",), "anyio"),
+        ("swarm_integration.commands", ("serve", "--model", "m.gguf"), "anyio"),
+    ],
+)
+def test_interrupt_during_the_imports_is_no_traceback(
+    module: str, words: tuple[object, ...], imported: str, tmp_path: Path
+) -> None:
+    places = tmp_path / "places"
+    places.mkdir()
+    text = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (places / f"{imported}.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(places), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=hear_ctrl_c,  # no threads yet
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_module_is_the_command(scenario: Path, fake: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -94,6 +95,42 @@ def test_the_published_run_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(lines)} questions replayed" in out
     assert manifest(PUBLISHED)["trace_hash"] in out
     assert {path: path.read_bytes() for path in PUBLISHED.iterdir()} == before
+
+
+def test_failures_are_not_reported_once_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with ScriptedServer() as server:
+        refusal = Reply(error_body(400, "no", "invalid_request_error"), status=400)
+        server.on(CHAT, refusal)
+        backend = {"kind": "llama_server", "base_url": server.base_url}
+        path = write_scenario(tmp_path / "s.yaml", [llm(2)])
+        make_run(path, backend=backend, scheduler={"on_failure": "noop"})
+    caplog.clear()
+    logger, level = logging.getLogger("swarm"), logging.WARNING
+    logger.setLevel(level)
+    assert replay(RUN) == 0
+    assert capsys.readouterr().err == ""
+    assert caplog.records == []
+    assert logger.level == level
+
+
+def test_the_journal_is_found_where_the_configuration_put_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept" / "answers.db"
+    kept.parent.mkdir()
+    make_run(write_scenario(tmp_path / "s.yaml", [llm(2)]), journal={"path": str(kept)})
+    assert not (RUN / "journal.sqlite3").exists()
+    assert replay(RUN) == 0
+    moved = kept.rename(tmp_path / "moved.db")
+    refused(capsys, str(RUN / "journal.sqlite3"), f"{kept} are missing", "--journal FILE")
+    assert replay(RUN, "--journal", str(moved)) == 0
+    moved.rename(RUN / "journal.sqlite3")
+    assert replay(RUN) == 0
+    capsys.readouterr()
+    assert replay(RUN, "--journal", str(moved)) == 2
+    assert f"{moved} is missing" in capsys.readouterr().err
 
 
 def test_json(published: Path, capsys: pytest.CaptureFixture[str]) -> None:

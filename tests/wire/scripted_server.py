@@ -87,6 +87,7 @@ class Reply:
         raw: Sent instead of a status line, headers and body.
         claimed_length: What Content-Length says, if not the truth.
         drip_s: Seconds between two bytes of the body.
+        hold: Answer once this is set.
         hang: Never answer; the connection stays open until the client hangs up.
         reset: Close with a reset instead of an answer.
         close: Close the connection after the answer (or instead of it, with `raw=b""`).
@@ -100,6 +101,7 @@ class Reply:
     claimed_length: int | None = None
     drip_s: float = 0.0
     delay_s: float = 0.0
+    hold: threading.Event | None = None
     hang: bool = False
     reset: bool = False
     close: bool = False
@@ -255,6 +257,8 @@ class ScriptedServer:
                 self.hung_up.set()
             return
         time.sleep(reply.delay_s)
+        if reply.hold is not None:
+            reply.hold.wait(60)
         if reply.reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return
