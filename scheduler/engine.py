@@ -89,6 +89,11 @@ class Scheduler:
         return sum(lane.in_flight for lane in self._lanes.values())
 
     @property
+    def unsettled(self) -> int:
+        """How many requests of the steps under way have not settled."""
+        return sum(step.unsettled for step in list(self._steps))
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs, nothing waits and no step is under way."""
         return not self._steps and all(lane.idle for lane in self._lanes.values())

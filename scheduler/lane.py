@@ -105,9 +105,14 @@ class Lane:
         return self.slots - len(self._free)
 
     @property
+    def waiting(self) -> int:
+        """How many requests wait for a slot."""
+        return len(self.queue) + len(self._plan) + len(self._returning)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not (self.in_flight or self._returning or len(self._plan) or len(self.queue))
+        return not (self.in_flight or self.waiting)
 
     def assign(self) -> list[Entry]:
         """Give each free slot its next request and return those, slots filled in.

@@ -38,6 +38,11 @@ class Step:
     def __repr__(self) -> str:
         return f"<Step {len(self.entries) - self._unsettled} of {self.size} settled>"
 
+    @property
+    def unsettled(self) -> int:
+        """How many of its requests have not settled, those included that are not queued yet."""
+        return self.size - len(self.entries) + self._unsettled
+
     def add(self, entry: Entry) -> None:
         """Take in an entry that has just been queued."""
         self.entries.append(entry)

@@ -153,6 +153,7 @@ def _run(
         run_dir=ours.run_dir,
         resume=ours.resume,
         overrides={"seed": args.seed, "n_epochs": args.epochs, "steps_per_epoch": args.steps},
+        quiet=args.quiet,
     )
     logging.getLogger("swarm").setLevel(logging.CRITICAL if args.quiet else logging.WARNING)
     with open_run(options) as run:

@@ -225,6 +225,7 @@ def _run_again(
             "n_epochs": before["epochs"],
             "steps_per_epoch": before["steps_per_epoch"],
         },
+        quiet=True,
     )
     scenario = load_scenario(options.scenario, options.overrides)
     if not trust_scenario:

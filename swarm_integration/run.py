@@ -27,7 +27,9 @@ from swarm_integration.config import InferenceConfig
 from swarm_integration.driver import Driver, Mode
 from swarm_integration.identity import check_same, identity
 from swarm_integration.idle import SimulationLoop
+from swarm_integration.live import watching
 from swarm_integration.outputs import Outputs
+from swarm_integration.progress import Progress
 from swarm_integration.reproducible import Reproducible
 from swarm_integration.rounds import Rounds
 from swarm_integration.rundir import (
@@ -53,6 +55,7 @@ class RunOptions:
         run_dir: Where to write, or None for a fresh directory under `runs/`.
         resume: Go on in `run_dir`.
         overrides: `seed`, `n_epochs` and `steps_per_epoch`, None where not given.
+        quiet: Show nothing while it runs.
     """
 
     mode: Mode
@@ -61,6 +64,7 @@ class RunOptions:
     run_dir: Path | None = None
     resume: bool = False
     overrides: dict[str, int | None] = field(default_factory=dict)
+    quiet: bool = False
 
 
 class Run:
@@ -91,6 +95,7 @@ class Run:
         self._started = started
         self._reproducible = reproducible
         self._runner = runner
+        self._progress: Progress | None = None
         self.summary = ""
         self.directory = directory
         self.outputs = outputs
@@ -146,8 +151,15 @@ class Run:
             )
             slots = {name: lane.slots for name, lane in scheduler.lanes.items()}
             self.directory.log.info("run.started", mode=self._options.mode, slots=slots)
+            self._progress = Progress(
+                scheduler,
+                epochs=simulation.config.n_epochs,
+                steps_per_epoch=simulation.config.steps_per_epoch,
+                rounds_known=self._options.mode == "batch",
+            )
             try:
-                metrics = await driver.run()
+                with watching(self._progress, quiet=self._options.quiet):
+                    metrics = await driver.run()
             finally:
                 self._sum_up(scheduler, rounds, time.monotonic() - started)
         self.directory.write_metrics([one.to_dict() for one in metrics])
@@ -156,6 +168,8 @@ class Run:
     def _begin_step(self, epoch: int, step: int) -> None:
         if self._reproducible is not None:
             self._reproducible.set_time(epoch, step)
+        if self._progress is not None:
+            self._progress.begin_step(epoch, step)
         self.directory.log.info("step.started", epoch=epoch, step=step)
 
     def _record(self, kind: str, completions: Sequence[Completion]) -> None:
