@@ -70,6 +70,12 @@ def our_options() -> argparse.ArgumentParser:
         "--max-batch", type=_count, metavar="N", help="requests ordered and handed over together"
     )
     group.add_argument(
+        "--metrics-port",
+        type=_port,
+        metavar="PORT",
+        help="show metrics to Prometheus at http://127.0.0.1:PORT/metrics; 0 picks a free port",
+    )
+    group.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where to write (default: a new one in runs/)"
     )
     group.add_argument(
@@ -89,6 +95,10 @@ def _slots(text: str) -> int | str:
 
 def _count(text: str) -> int:
     return _whole(text, range(1, sys.maxsize))
+
+
+def _port(text: str) -> int:
+    return _whole(text, range(65536))
 
 
 def _whole(text: str, allowed: range, other: str = "") -> int:
@@ -145,6 +155,7 @@ def _run(
     flags = {
         "scheduler.slots": ours.slots,
         "scheduler.max_batch": ours.max_batch,
+        "metrics.port": ours.metrics_port,
     }
     options = RunOptions(
         mode=ours.inference_scheduler,

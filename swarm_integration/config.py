@@ -41,6 +41,16 @@ class JournalConfig(Section):
     )
 
 
+class MetricsConfig(Section):
+    """Whether a run can be watched by Prometheus."""
+
+    port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = Field(
+        None,
+        description="Port on 127.0.0.1 where Prometheus finds the run's metrics; 0 picks a free "
+        "one, null shows none. See docs/metrics.md.",
+    )
+
+
 class InferenceConfig(Section):
     """What a file given with `--inference-config` may say."""
 
@@ -54,3 +64,4 @@ class InferenceConfig(Section):
     determinism: DeterminismConfig = DeterminismConfig()
     journal: JournalConfig = JournalConfig()
     logging: LoggingConfig = LoggingConfig()
+    metrics: MetricsConfig = MetricsConfig()

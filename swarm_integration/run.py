@@ -28,6 +28,7 @@ from swarm_integration.driver import Driver, Mode
 from swarm_integration.identity import check_same, identity
 from swarm_integration.idle import SimulationLoop
 from swarm_integration.live import watching
+from swarm_integration.monitoring import NO_ENDPOINT, Endpoint, metrics_endpoint
 from swarm_integration.outputs import Outputs
 from swarm_integration.progress import Progress
 from swarm_integration.reproducible import Reproducible
@@ -78,6 +79,7 @@ class Run:
         outputs: What SWARM writes.
         reproducible: The repairs, or None when they are off.
         runner: The event loop of the run.
+        endpoint: Where its metrics are shown.
     """
 
     def __init__(
@@ -89,12 +91,14 @@ class Run:
         outputs: Outputs,
         reproducible: Reproducible | None,
         runner: asyncio.Runner,
+        endpoint: Endpoint = NO_ENDPOINT,
     ) -> None:
         self._options = options
         self._scenario = scenario
         self._started = started
         self._reproducible = reproducible
         self._runner = runner
+        self._endpoint = endpoint
         self._progress: Progress | None = None
         self.summary = ""
         self.directory = directory
@@ -137,6 +141,7 @@ class Run:
             log=self.directory.log,
             journal=self._started.journal,
         ) as scheduler:
+            self._endpoint.watch(scheduler)
             rounds = Rounds(scheduler)
             agents = LlmAgents(
                 self._started.fleet.services, rounds, simulation.state, self._started.instructions
@@ -219,11 +224,16 @@ def open_run(options: RunOptions) -> Iterator[Run]:
     scenario = load_scenario(options.scenario, options.overrides)
     options = _with_seed(options, scenario)
     path = options.run_dir or default_run_dir(scenario.scenario_id, options.overrides["seed"])
-    with RunDirectory(path, resume=options.resume) as directory, recorded_end(directory):
+    with (
+        metrics_endpoint(options.config.metrics.port, quiet=options.quiet) as endpoint,
+        RunDirectory(path, resume=options.resume) as directory,
+        recorded_end(directory),
+    ):
+        directory.log = endpoint.listening(directory.log)
         parts = Parts()
         with asyncio.Runner(loop_factory=SimulationLoop) as runner:
             try:
-                yield from _opened(options, scenario, directory, parts, runner)
+                yield from _opened(options, scenario, directory, parts, runner, endpoint)
             finally:
                 runner.run(parts.aclose())
 
@@ -234,6 +244,7 @@ def _opened(
     directory: RunDirectory,
     parts: Parts,
     runner: asyncio.Runner,
+    endpoint: Endpoint,
 ) -> Iterator[Run]:
     config = options.config
     rehearsal = rehearse(options.scenario, options.overrides)
@@ -271,7 +282,7 @@ def _opened(
         agents=manifest.agent_facts(rehearsal),
     )
     with reproducible.active() if reproducible else nullcontext():
-        yield Run(options, scenario, directory, started, outputs, reproducible, runner)
+        yield Run(options, scenario, directory, started, outputs, reproducible, runner, endpoint)
     outputs.finish()
     directory.update_manifest(brought_out=outputs.brought_out)
 

@@ -125,6 +125,7 @@ def test_bad_scenario_exits_2_and_leaves_no_run_directory(
         ({"backend": {"kind": "llama_server", "managed": True}}, ["model_path"]),
         ({"logging": {"prompts": "yes"}}, ["logging.prompts", "'yes'"]),
         ({"logging": {"format": "text"}}, ["logging.format", "'text'", "'json'"]),
+        ({"metrics": {"port": 65536}}, ["metrics.port", "65536", "65535"]),
         ({"prompt_layout": "upside_down"}, ["prompt_layout", "upside_down", "shared_first"]),
     ],
 )
@@ -164,6 +165,8 @@ def test_unusable_configuration_file_is_refused(
         ("--slots", "x", "argument --slots: must be auto, or a whole number, 1 or more; got 'x'"),
         ("--max-batch", "0", "argument --max-batch: must be a whole number, 1 or more; got '0'"),
         ("--max-batch", "x", "argument --max-batch: must be a whole number, 1 or more; got 'x'"),
+        ("--metrics-port", "-1", "argument --metrics-port: must be a whole number, 0 to 65535"),
+        ("--metrics-port", "65536", "a whole number, 0 to 65535; got '65536'"),
         ("--seed", "-1", "--seed must be a whole number, 0 or more, got -1"),
     ],
 )
