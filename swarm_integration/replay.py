@@ -30,6 +30,7 @@ from swarm_integration.identity import differences, versions
 from swarm_integration.idle import SimulationLoop
 from swarm_integration.outputs import MEMORY_AT_START, Outputs
 from swarm_integration.run import Run, RunOptions, make_reproducible
+from swarm_integration.run_journal import journal_of
 from swarm_integration.rundir import (
     CONFIGURATION,
     JOURNAL,
@@ -125,7 +126,7 @@ def replay(directory: Path, *, journal: Path | None = None, trust_scenario: bool
         ConfigError: It is not a run's directory, or other versions are installed.
     """
     manifest = _completed(directory)
-    source = _journal(directory, manifest, journal)
+    source = journal_of(directory, manifest, journal)
     questions = len(lines(directory / TRANSCRIPT))
     problem = next(_changed_inputs(directory, manifest), None)
     if problem is not None:
@@ -156,31 +157,6 @@ def _completed(directory: Path) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"{directory / MANIFEST} does not say: {', '.join(missing)}")
     return manifest
-
-
-def _journal(directory: Path, manifest: Mapping[str, Any], given: Path | None) -> Path:
-    """Return the file that holds the answers: the one given, the directory's, the configured."""
-    configured = _configured_journal(manifest)
-    candidates = [given] if given else [directory / JOURNAL, *configured]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        places = " and ".join(str(path.absolute()) for path in candidates)
-        raise ConfigError(
-            f"{places} {'is' if len(candidates) == 1 else 'are'} missing, so there is nothing to "
-            "replay from. Say where the run's journal is: --journal FILE"
-        )
-    return found
-
-
-def _configured_journal(manifest: Mapping[str, Any]) -> list[Path]:
-    """Return where the run's configuration put its journal, if it did."""
-    try:
-        path = manifest["configuration"]["journal"]["path"]
-    except (KeyError, TypeError):
-        return []
-    # The directory may be a stranger's: none may send this machine to a share of theirs.
-    local = isinstance(path, str) and not path.startswith(("//", "\\\\"))
-    return [Path(path)] if local and path != "auto" else []
 
 
 @contextmanager

@@ -133,6 +133,15 @@ def test_the_journal_is_found_where_the_configuration_put_it(
     assert f"{moved} is missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path", ["//host/share/j.sqlite3", "\\\\host\\share\\j.sqlite3", 7, None])
+def test_a_strangers_manifest_can_not_send_to_a_share(
+    path: object, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_manifest(lambda data: data["configuration"].update(journal={"path": path}))
+    (published / "journal.sqlite3").unlink()
+    refused(capsys, f"{(published / 'journal.sqlite3').absolute()} is missing")
+
+
 def test_json(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay(published, "--json") == 0
     found = json.loads(capsys.readouterr().out)

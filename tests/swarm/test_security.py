@@ -19,7 +19,7 @@ import yaml
 
 from scheduler.errors import ConfigError
 from swarm_integration import commands
-from swarm_integration.cli import EXIT_ABORTED
+from swarm_integration.ending import EXIT_ABORTED
 from swarm_integration.rundir import CONFIGURATION, MANIFEST, SCENARIO
 from tests.swarm.simulations import llm, manifest, swarm, write_config, write_scenario
 from tests.swarm.test_services import fleet
