@@ -61,9 +61,11 @@ def differs(capsys: pytest.CaptureFixture[str], *says: str) -> None:
 def refused(capsys: pytest.CaptureFixture[str], *says: str) -> None:
     capsys.readouterr()
     assert replay(RUN) == 2
-    [line] = capsys.readouterr().err.splitlines()
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) <= 3
     for text in says:
-        assert text in line
+        assert text in err
 
 
 def change_manifest(change: Callable[[dict[str, Any]], None]) -> None:
