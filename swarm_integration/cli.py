@@ -27,7 +27,11 @@ _OPTION = "--inference-scheduler"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `swarm` command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    return guarded(lambda: _main(given, whole_process=arguments is None), debug="--debug" in given)
+    return guarded(
+        lambda: _main(given, whole_process=arguments is None),
+        debug="--debug" in given,
+        help_command=" ".join(["swarm", *given[:1], "--help"]),
+    )
 
 
 def _main(given: list[str], *, whole_process: bool) -> int:

@@ -139,6 +139,9 @@ def replay_options(commands: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="replay a scenario that starts programs or calls servers of its own too",
     )
+    replay.add_argument(
+        "--journal", type=Path, metavar="FILE", help="its journal, where it was moved elsewhere"
+    )
     return replay
 
 

@@ -146,7 +146,7 @@ def _make_model(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from swarm_integration.replay import replay
 
-    found = replay(args.run_dir, trust_scenario=args.trust_scenario)
+    found = replay(args.run_dir, journal=args.journal, trust_scenario=args.trust_scenario)
     if args.json:
         print(json.dumps(asdict(found)))
     elif found.problem is None:
