@@ -100,15 +100,28 @@ class OutputSchema:
     Attributes:
         name: Short name, shown in logs and sent to servers that want one.
         schema: The JSON schema; it is never written into the prompt.
+        accepted: What an answer must hold, where that is less than what is sent: a
+            backend that takes no schema may say the same in other words. None: `schema`.
     """
 
     name: str
     schema: Mapping[str, Any]
+    accepted: Mapping[str, Any] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hexadecimal) of the schema's canonical JSON."""
         return sha256(canonical_json(self.schema).encode()).hexdigest()
+
+    @property
+    def checked(self) -> Mapping[str, Any]:
+        """The JSON schema that an answer is checked against."""
+        return self.schema if self.accepted is None else self.accepted
+
+    @cached_property
+    def checked_fingerprint(self) -> str:
+        """The sha256 (hexadecimal) of the canonical JSON of `checked`."""
+        return sha256(canonical_json(self.checked).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.errors import ConfigError
-from scheduler.structured import SchemaChecker, extract_json
+from scheduler.structured import MOST_KEPT, SchemaChecker, extract_json
 from scheduler.types import OutputSchema
 from tests.questions import SCHEMA
 
@@ -112,3 +112,70 @@ def test_equal_schemas_are_compiled_once() -> None:
     checker = SchemaChecker()
     first = checker.prepare(OutputSchema("a", {"type": "object"}))
     assert checker.prepare(OutputSchema("b", {"type": "object"})) is first
+
+
+def naming(*names: str) -> OutputSchema:
+    return OutputSchema("named", {"type": "object", "properties": {"who": {"enum": list(names)}}})
+
+
+def test_schemas_that_differ_in_their_enums_check_each_its_own() -> None:
+    checker = SchemaChecker()
+    for name in ("a", "b"):
+        assert checker.violation(naming(name), f'{{"who": "{name}"}}') == ""
+        assert checker.violation(naming(name), '{"who": "c"}').endswith("properties/who/enum")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"enum": "a"},
+        {"enum": {"a": 1}},
+        {"type": "nonsense", "enum": ["a"]},
+        {"pattern": 1},
+        {"pattern": "("},
+    ],
+)
+def test_a_shape_that_was_proven_vouches_for_no_other(bad: dict[str, Any]) -> None:
+    checker = SchemaChecker()
+    for good in ({"enum": ["a"]}, {"pattern": "a"}):
+        checker.prepare(OutputSchema("good", {"type": "object", "properties": {"who": good}}))
+    with pytest.raises(ConfigError, match="is not a JSON schema"):
+        checker.prepare(OutputSchema("bad", {"type": "object", "properties": {"who": bad}}))
+
+
+def test_what_looks_like_a_pattern_in_a_value_is_none() -> None:
+    value = {"pattern": "(", "enum": "a"}
+    checker = SchemaChecker()
+    assert checker.violation(OutputSchema("odd", {"const": value}), json.dumps(value)) == ""
+    assert checker.violation(OutputSchema("odd", {"const": {}}), json.dumps(value))
+
+
+def test_an_answer_is_held_to_what_is_accepted() -> None:
+    sent = {"enum": ["a"]}
+    lax = OutputSchema("lax", sent, {"type": "string", "pattern": "a"})
+    checker = SchemaChecker()
+    assert checker.violation(OutputSchema("strict", sent), '"#a"') != ""
+    assert checker.violation(lax, '"#a"') == ""
+    assert checker.violation(lax, '"b"') == "the answer breaks the schema's rule pattern"
+    assert lax.fingerprint == OutputSchema("strict", sent).fingerprint
+    with pytest.raises(ConfigError, match="is not a JSON schema"):
+        checker.prepare(OutputSchema("bad", sent, {"type": "nonsense"}))
+
+
+def test_thousands_of_schemas_keep_few_validators_and_one_shape() -> None:
+    checker = SchemaChecker()
+    for number in range(3000):
+        assert checker.violation(naming(f"n{number}"), f'{{"who": "n{number}"}}') == ""
+    assert len(checker._validators) == MOST_KEPT
+    assert len(checker._shapes) == 1
+
+
+def test_the_validators_last_used_are_kept() -> None:
+    checker = SchemaChecker()
+    first = checker.prepare(naming("first"))
+    for number in range(MOST_KEPT - 1):
+        checker.prepare(naming(f"n{number}"))
+    assert checker.prepare(naming("first")) is first
+    checker.prepare(naming("one more"))
+    assert checker.prepare(naming("first")) is first
+    assert len(checker._validators) == MOST_KEPT
