@@ -16,7 +16,9 @@ from typing import Any
 
 from scheduler.types import Completion, Outcome, Request, Sampling
 from swarm_integration import compat
+from swarm_integration.choices import current_turn
 from swarm_integration.errors import InvalidAnswer
+from swarm_integration.listening import listening
 from swarm_integration.rounds import RequestMaker, Rounds
 from swarm_integration.schemas import Instructions
 
@@ -66,7 +68,17 @@ class LlmAgents:
         self._rounds = rounds
         self._state = state
         self._instructions = instructions
+        self._owners: set[str] = set()
         self.kind = "act"
+
+    @property
+    def full_ids(self) -> bool:
+        """Whether ids that a model wrote are mapped back to whole ones."""
+        return self._instructions.full_ids
+
+    def decides(self, agent_id: str) -> bool:
+        """Whether an agent has a model that is connected."""
+        return agent_id in self._owners
 
     @contextmanager
     def connected(self, agents: Mapping[str, Any]) -> Iterator[None]:
@@ -75,9 +87,11 @@ class LlmAgents:
             for agent in agents.values():
                 for llm_agent in compat.llm_agents_of(agent):
                     self._connect(llm_agent, stack)
+                    self._owners.add(agent.agent_id)
                 council = compat.council_of(agent)
                 if council is not None:
                     stack.enter_context(compat.replaced(council, "timeout_per_member", _NO_LIMIT_S))
+                stack.enter_context(listening(agent))
             yield
 
     def _connect(self, agent: Any, stack: ExitStack) -> None:
@@ -94,6 +108,10 @@ class LlmAgents:
 
     def _maker(self, agent: Any, system_prompt: str, user_prompt: str) -> RequestMaker:
         service = self._services[agent.agent_id]
+        turn = current_turn.get()
+        shown = None if turn is None else turn.shown
+        if turn is not None:
+            turn.asked += 1
         epoch, step, kind = self._state.current_epoch, self._state.current_step, self.kind
 
         def make(ordinal: int) -> Request:
@@ -106,7 +124,7 @@ class LlmAgents:
                 ordinal=ordinal,
                 sampling=service.sampling,
                 base_seed=service.base_seed,
-                schema=self._instructions.schema_of(system_prompt),
+                schema=self._instructions.schema_of(system_prompt, shown),
                 backend=service.backend,
                 model=service.model,
                 timeout_s=service.timeout_s,

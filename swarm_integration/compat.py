@@ -39,7 +39,13 @@ _ORCHESTRATOR_NAMES = (
     "_select_action",
     "_select_action_async",
 )
-_LLM_AGENT_NAMES = ("_call_llm_async", "_call_llm_sync", "_audit_llm_exchange")
+_LLM_AGENT_NAMES = (
+    "_action_dict_to_action",
+    "_audit_llm_exchange",
+    "_call_llm_async",
+    "_call_llm_sync",
+    "_parse_action_response",
+)
 _COMMAND_NAMES = ("main", "cmd_run")
 
 
@@ -100,6 +106,11 @@ class Simulation:
     def __init__(self, orchestrator: Any) -> None:
         require_names(orchestrator, _ORCHESTRATOR_NAMES, "Orchestrator")
         self._orchestrator = orchestrator
+
+    @property
+    def orchestrator(self) -> Any:
+        """Upstream's orchestrator itself, for the other compat modules."""
+        return self._orchestrator
 
     @property
     def config(self) -> Any:
@@ -228,7 +239,13 @@ def llm_agents_of(agent: Any) -> list[Any]:
     if isinstance(agent, LLMAgent):
         found = [agent]
     elif isinstance(agent, CouncilAgent):
-        require_names(agent, ("_member_agents", "council_config"), "CouncilAgent")
+        names = (
+            "_member_agents",
+            "_parse_synthesis_to_action",
+            "_parse_accept_decision",
+            "council_config",
+        )
+        require_names(agent, names, "CouncilAgent")
         found = list(agent._member_agents.values())
     elif isinstance(agent, AWMAgent):
         require_names(agent, ("_llm_enabled", "_init_llm"), "AWMAgent")

@@ -27,6 +27,17 @@ class DeterminismConfig(Section):
     )
 
 
+class ActionsConfig(Section):
+    """What LLM agents can do and name."""
+
+    full_ids: bool = Field(
+        True,
+        description="List in each answer's schema the actions, posts, tasks and agents that the "
+        "prompt shows, and map the ids that a model wrote back to whole ones. false: any id, as "
+        "it was written, with which SWARM finds no post and no task.",
+    )
+
+
 class JournalConfig(Section):
     """Where answers are kept, so that a broken run can be resumed."""
 
@@ -62,6 +73,7 @@ class InferenceConfig(Section):
         "before the persona, so that more of each prompt is already in the cache.",
     )
     determinism: DeterminismConfig = DeterminismConfig()
+    actions: ActionsConfig = ActionsConfig()
     journal: JournalConfig = JournalConfig()
     logging: LoggingConfig = LoggingConfig()
     metrics: MetricsConfig = MetricsConfig()

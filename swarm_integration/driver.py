@@ -21,7 +21,9 @@ from anyio import CapacityLimiter
 
 from scheduler.types import Completion
 from swarm_integration import compat
+from swarm_integration.actions import Actions
 from swarm_integration.agents import LlmAgents
+from swarm_integration.choices import Turn
 from swarm_integration.compat import Simulation
 from swarm_integration.idle import SimulationLoop
 from swarm_integration.rounds import Job, Rounds
@@ -64,6 +66,8 @@ class Driver:
         self._on_phase = on_phase
         self._on_step = on_step
         self._threads: CapacityLimiter | None = None
+        full_ids = llm_agents is not None and llm_agents.full_ids
+        self.actions = Actions(simulation, full_ids=full_ids)
 
     async def run(self) -> list[Any]:
         """Run all epochs and return their metrics, as upstream's `run()` does."""
@@ -151,13 +155,18 @@ class Driver:
         self._rounds.start_step()
         acts = [self._act(agent_id) for agent_id in sim.eligible()]
         if self._mode == "batch":
-            for action in await self._phase("act", acts):
-                sim.execute(action)
+            for action, turn in await self._phase("act", acts):
+                self._execute(action, turn)
         else:
             for act in acts:
-                [action] = await self._phase("act", [act])
-                sim.execute(action)
+                [(action, turn)] = await self._phase("act", [act])
+                self._execute(action, turn)
         await self._resolve_proposals()
+
+    def _execute(self, action: Any, turn: Turn | None) -> None:
+        done = self._simulation.execute(action)
+        if turn is not None:
+            self.actions.executed(turn, action, done=done)
 
     async def _resolve_proposals(self) -> None:
         proposals = list(self._simulation.state.pending_proposals.values())
@@ -186,19 +195,29 @@ class Driver:
     def _act(self, agent_id: str) -> Job:
         agent = self._simulation.agents[agent_id]
 
-        async def act() -> Any:
+        async def act() -> tuple[Any, Turn | None]:
             observation = self._simulation.observe(agent_id)
+            turn = self._turn(agent_id, observation)
+            return await choose(observation), turn
+
+        async def choose(observation: Any) -> Any:
             if agent.is_external and self._simulation.external_queue is not None:
                 return await self._act_externally(agent_id, observation)
             if blocking:
-                choose = self._simulation.choose_blocking
+                act_there = self._simulation.choose_blocking
                 return await anyio.to_thread.run_sync(
-                    choose, agent, observation, limiter=self._threads
+                    act_there, agent, observation, limiter=self._threads
                 )
             return await self._simulation.choose(agent, observation)
 
         blocking = compat.blocks_its_thread(agent)
         return Job(act, blocking)
+
+    def _turn(self, agent_id: str, observation: Any) -> Turn | None:
+        """Start the turn of an agent with a model, in the context that runs this."""
+        if self._llm_agents is None or not self._llm_agents.decides(agent_id):
+            return None
+        return self.actions.begin(agent_id, observation)
 
     async def _act_externally(self, agent_id: str, observation: Any) -> Any:
         from swarm.agents.base import Action, ActionType
@@ -221,6 +240,7 @@ class Driver:
             if agent is None or not sim.state.can_agent_act(proposal.counterparty_id):
                 return None
             observation = sim.observe(proposal.counterparty_id)
+            turn = self._turn(proposal.counterparty_id, observation)
             offer = InteractionProposal(
                 proposal_id=proposal.proposal_id,
                 initiator_id=proposal.initiator_id,
@@ -230,8 +250,12 @@ class Driver:
                 offered_transfer=proposal.metadata.get("offered_transfer", 0),
             )
             if sim.is_async(agent):
-                return bool(await agent.accept_interaction_async(offer, observation))
-            return bool(agent.accept_interaction(offer, observation))
+                accepted = bool(await agent.accept_interaction_async(offer, observation))
+            else:
+                accepted = bool(agent.accept_interaction(offer, observation))
+            if turn is not None:
+                self.actions.decided(turn, accepted=accepted)
+            return accepted
 
         return Job(decide)
 

@@ -66,6 +66,7 @@ def identity(
         "mode": mode,
         "prompt_layout": config.prompt_layout,
         "structured_output": config.scheduler.structured_output,
+        "full_ids": config.actions.full_ids,
         "max_reasks": config.scheduler.max_reasks,
         "repairs": list(repairs),
         "memory_sha256": memory_sha256,

@@ -276,7 +276,11 @@ def _recorded(manifest: Mapping[str, Any], config: InferenceConfig, journal: Jou
         }
     except (KeyError, TypeError) as exc:
         raise ConfigError(f"{MANIFEST} describes the agents wrongly: {exc!r}") from exc
-    instructions = Instructions(config.prompt_layout, structured=config.scheduler.structured_output)
+    instructions = Instructions(
+        config.prompt_layout,
+        structured=config.scheduler.structured_output,
+        full_ids=config.actions.full_ids,
+    )
     fleet = Fleet(backends, services, names_must_match=False)
     return Started(fleet, {}, instructions, journal)
 

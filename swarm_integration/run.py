@@ -20,7 +20,7 @@ from typing import Any
 from scheduler.backends.openai_compat import OpenAIBackend
 from scheduler.engine import Scheduler
 from scheduler.types import Completion
-from swarm_integration import compat, manifest, summary
+from swarm_integration import actions, compat, manifest, summary
 from swarm_integration.agents import LlmAgents
 from swarm_integration.compat import Simulation
 from swarm_integration.config import InferenceConfig
@@ -143,14 +143,14 @@ class Run:
         ) as scheduler:
             self._endpoint.watch(scheduler)
             rounds = Rounds(scheduler)
-            agents = LlmAgents(
+            llm_agents = LlmAgents(
                 self._started.fleet.services, rounds, simulation.state, self._started.instructions
             )
             driver = Driver(
                 simulation,
                 self._options.mode,
                 rounds,
-                agents,
+                llm_agents,
                 on_phase=self._record,
                 on_step=self._begin_step,
             )
@@ -166,7 +166,8 @@ class Run:
                 with watching(self._progress, quiet=self._options.quiet):
                     metrics = await driver.run()
             finally:
-                self._sum_up(scheduler, rounds, time.monotonic() - started)
+                counts = driver.actions.summary()
+                self._sum_up(scheduler, rounds, counts, time.monotonic() - started)
         self.directory.write_metrics([one.to_dict() for one in metrics])
         return metrics
 
@@ -192,7 +193,9 @@ class Run:
                     answers=[answer.text for answer in completion.answers],
                 )
 
-    def _sum_up(self, scheduler: Scheduler, rounds: Rounds, wall_s: float) -> None:
+    def _sum_up(
+        self, scheduler: Scheduler, rounds: Rounds, counts: dict[str, Any], wall_s: float
+    ) -> None:
         journal = self._started.journal
         self.directory.holds_answers = journal.stored + journal.recalled > 0
         slots = {name: lane.slots for name, lane in scheduler.lanes.items()}
@@ -202,14 +205,18 @@ class Run:
             "rounds": rounds.played,
             "wall_s": round(wall_s, 3),
         }
-        self.summary = summary.render(totals, slots=slots, journal_broken=journal.broken)
+        inference = summary.render(totals, slots=slots, journal_broken=journal.broken)
+        self.summary = "\n\n".join(filter(None, [inference, actions.render(counts)]))
         refused = {
             name: backend.refused
             for name, backend in self._started.fleet.backends.items()
             if isinstance(backend, OpenAIBackend) and backend.refused
         }
         self.directory.update_manifest(
-            inference=totals, journal={"broken": journal.broken}, refused_parameters=refused
+            inference=totals,
+            actions=counts,
+            journal={"broken": journal.broken},
+            refused_parameters=refused,
         )
         self.directory.log.info("run.summary", **totals)
 

@@ -69,7 +69,11 @@ async def start(
     Raises:
         ConfigError: Something does not fit, or a backend is not there.
     """
-    instructions = Instructions(config.prompt_layout, structured=config.scheduler.structured_output)
+    instructions = Instructions(
+        config.prompt_layout,
+        structured=config.scheduler.structured_output,
+        full_ids=config.actions.full_ids,
+    )
     try:
         parts.server = await _start_server(config, rehearsal, directory)
         url = parts.server.base_url if parts.server else None

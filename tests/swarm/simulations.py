@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,6 +145,7 @@ class Simulated:
     orchestrator: Any
     phases: list[tuple[str, list[Completion]]]
     rounds: int
+    actions: dict[str, Any] = field(default_factory=dict)
 
     def agent(self, agent_id: str) -> Any:
         return next(a for a in self.orchestrator.get_all_agents() if a.agent_id == agent_id)
@@ -176,7 +177,7 @@ def simulate(
     simulation = Simulation(orchestrator)
     phases: list[tuple[str, list[Completion]]] = []
 
-    async def main() -> int:
+    async def main() -> tuple[int, dict[str, Any]]:
         async with Scheduler(backend, config) as scheduler:
             rounds = Rounds(scheduler)
             agents = LlmAgents(services, rounds, simulation.state, instructions or Instructions())
@@ -188,6 +189,7 @@ def simulate(
                 on_phase=lambda kind, completions: phases.append((kind, list(completions))),
             )
             await driver.run()
-        return rounds.played
+        return rounds.played, driver.actions.summary()
 
-    return Simulated(orchestrator, phases, on_loop(main))
+    played, counts = on_loop(main)
+    return Simulated(orchestrator, phases, played, counts)

@@ -144,7 +144,8 @@ def test_schema_is_sent_beside_the_prompt_and_never_in_it(layout: Any, tmp_path:
     scenario = write_scenario(tmp_path / "s.yaml", [llm(2)])
     simulate(scenario, backend, instructions=Instructions(layout))
     for request in backend.requests:
-        assert request.schema == act_schema()
+        assert request.schema is not None
+        assert request.schema.name == "act"
         text = " ".join(message.content for message in request.messages)
         for word in ("maxLength", "additionalProperties", "anyOf", "const"):
             assert word not in text
