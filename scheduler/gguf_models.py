@@ -21,6 +21,7 @@ from scheduler.gguf_shape import (
     ModelShape,
     ModelShapeError,
     UnknownPresetError,
+    seed_of,
     shape_of,
 )
 from scheduler.gguf_vocabulary import CHAT_TEMPLATE, Vocabulary, byte_alphabet
@@ -76,14 +77,14 @@ class ModelFacts:
 
 
 def write_model(
-    path: Path, preset: str | ModelShape, *, seed: int = 0, overwrite: bool = False
+    path: Path, preset: str | ModelShape, *, seed: int | None = None, overwrite: bool = False
 ) -> ModelFacts:
     """Writes a GGUF file with random weights; it appears under its name only when complete.
 
     Args:
         path: The file to write, in an existing directory.
         preset: A name in `PRESETS`, or a shape of your own.
-        seed: Seed of the weights.
+        seed: Seed of the weights; None takes the preset's own, and 0 for other shapes.
         overwrite: Replace a file that is there.
 
     Raises:
@@ -93,7 +94,7 @@ def write_model(
         ModelExistsError: The file exists and `overwrite` is false.
         ModelPathError: The directory is missing or cannot be written to.
     """
-    shape = shape_of(preset)
+    shape, drawn_from = shape_of(preset), seed_of(preset, seed)
     import_gguf()
     vocabulary = Vocabulary.of(shape)
     if path.is_dir():
@@ -104,7 +105,7 @@ def write_model(
         raise ModelPathError(f"no directory {path.parent} for {path.name}; create it first")
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        write_file(partial, shape, vocabulary, seed)
+        write_file(partial, shape, vocabulary, drawn_from)
         partial.replace(path)
     except OSError as exc:
         raise ModelPathError(f"cannot write {path}: {exc.strerror or exc}") from exc
@@ -114,7 +115,7 @@ def write_model(
     return _facts(path, shape)
 
 
-def ensure_model(path: Path, preset: str | ModelShape, *, seed: int = 0) -> ModelFacts:
+def ensure_model(path: Path, preset: str | ModelShape, *, seed: int | None = None) -> ModelFacts:
     """Returns the facts of the model at `path`, writing it first where it is not there yet.
 
     A file that this module wrote from another recipe (shape, seed, tokenizer, version) or that was
@@ -124,11 +125,11 @@ def ensure_model(path: Path, preset: str | ModelShape, *, seed: int = 0) -> Mode
         ModelExistsError: A file is there that this module did not write.
         GgufModelError: As `write_model`.
     """
-    shape = shape_of(preset)
+    shape, drawn_from = shape_of(preset), seed_of(preset, seed)
     if not path.is_file():
-        return write_model(path, shape, seed=seed)
-    if not _is_intact(path, recipe_of(shape, seed)):
-        return write_model(path, shape, seed=seed, overwrite=True)
+        return write_model(path, shape, seed=drawn_from)
+    if not _is_intact(path, recipe_of(shape, drawn_from)):
+        return write_model(path, shape, seed=drawn_from, overwrite=True)
     return _facts(path, shape)
 
 

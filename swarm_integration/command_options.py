@@ -119,7 +119,7 @@ def make_model_options(commands: Any) -> argparse.ArgumentParser:
         help="demo: 5 million parameters; bench: 126 million (default: demo)",
     )
     model.add_argument("--output", type=Path, metavar="FILE", help="default: models/PRESET.gguf")
-    model.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
+    model.add_argument("--seed", type=int, help="seed of the weights (default: demo 5, bench 0)")
     return model
 
 

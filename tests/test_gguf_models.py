@@ -14,6 +14,7 @@ gguf = pytest.importorskip("gguf")
 
 from scheduler.gguf_models import (  # noqa: E402 - after the check for gguf
     CHAT_TEMPLATE,
+    PRESET_SEEDS,
     PRESETS,
     RECIPE_KEY,
     GgufMissingError,
@@ -29,7 +30,7 @@ from scheduler.gguf_models import (  # noqa: E402 - after the check for gguf
 )
 
 TINY = ModelShape("tiny", layers=2, width=64, heads=2, kv_heads=1, ff_width=96, context_length=4096)
-DEMO_SHA256 = "c2173cc5170304b1645b88232e158184c41472fda9e27c0246e20811d225762a"
+DEMO_SHA256 = "526eaca56cd1ab3e64e16f879362f68b03393a4f86f2c7f762e44ed0a4bc6081"
 
 
 def field(reader: Any, key: str) -> Any:
@@ -263,3 +264,11 @@ def test_any_text_survives_the_tokenizer(reader: Any, text: str) -> None:
         len(token) > 1 and any(character.isdigit() for character in token)
         for token in (tokenizer.id_to_token(index) for index in ids)
     )
+
+
+def test_a_preset_has_a_seed_of_its_own_and_a_shape_has_none(tmp_path: Path) -> None:
+    own = write_model(tmp_path / "a.gguf", "demo", seed=PRESET_SEEDS["demo"])
+    assert own.sha256 == DEMO_SHA256
+    assert ensure_model(own.path, "demo").sha256 == DEMO_SHA256
+    tiny = write_model(tmp_path / "b.gguf", TINY)
+    assert write_model(tmp_path / "c.gguf", TINY, seed=0).sha256 == tiny.sha256
