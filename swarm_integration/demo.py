@@ -57,7 +57,8 @@ def demo(options: DemoOptions) -> int:
         print(f"\n{ABOUT_MODEL}")
     if options.as_json and code == 0:
         manifest = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
-        report = {key: manifest[key] for key in ("trace_hash", "inference", "backends", "state")}
+        keys = ("trace_hash", "inference", "actions", "backends", "state")
+        report = {key: manifest[key] for key in keys}
         print(json.dumps({**report, "run_dir": str(run_dir)}))
     return code
 

@@ -20,7 +20,8 @@ from scheduler.backends.native_model import PENALTY_TOKENS
 from scheduler.errors import RequestRejected
 from scheduler.types import OutputSchema, Sampling
 
-_MOST_GRAMMARS = 64
+MOST_GRAMMARS = 64
+"""How many compiled grammars are kept."""
 
 
 class Grammars:
@@ -45,7 +46,7 @@ class Grammars:
         key = schema.fingerprint
         if key not in self._compiled:
             self._compiled[key] = self._compile(schema)
-            if len(self._compiled) > _MOST_GRAMMARS:
+            if len(self._compiled) > MOST_GRAMMARS:
                 self._lib.llama_sampler_free(self._compiled.popitem(last=False)[1])
         self._compiled.move_to_end(key)
         return self._lib.llama_sampler_clone(self._compiled[key])

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 
 from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.backends.llama_sampling import MOST_GRAMMARS, Grammars
 from scheduler.engine import Scheduler
 from scheduler.errors import ConfigError, ContextExceeded, RequestRejected
 from scheduler.gguf_models import ModelShape, write_model
@@ -236,3 +237,16 @@ async def test_scheduler_runs_it_on_one_slot_in_order(backend: LlamaInprocBacken
     assert {completion.slot for completion in done} == {0}
     first = done[0].answers[0]
     assert first.seed == request_seed(fixed_request(0))
+
+
+def test_many_schemas_keep_few_compiled_grammars(model: Path) -> None:
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    loaded = llama_cpp.llama_model_load_from_file(str(model).encode(), params)
+    grammars = Grammars(llama_cpp, llama_cpp.llama_model_get_vocab(loaded))
+    for number in range(3 * MOST_GRAMMARS):
+        schema = OutputSchema("named", {"enum": [f"n{number}", "other"]})
+        llama_cpp.llama_sampler_free(grammars.copy_of(schema))
+    assert len(grammars._compiled) == MOST_GRAMMARS
+    grammars.close()
+    llama_cpp.llama_model_free(loaded)

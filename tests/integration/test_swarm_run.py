@@ -129,6 +129,10 @@ def test_twelve_agents_on_four_slots_of_a_managed_server(
     assert max(event["in_flight"] for event in dispatched) == SLOTS
     assert in_flight_by_events(events) == SLOTS
     assert manifest["inference"]["max_in_flight"] == SLOTS
+    actions = manifest["actions"]
+    assert sum(count["chosen"] for count in actions["by_action"].values()) == 24
+    assert set(actions["by_action"]) > {"NOOP"}
+    assert actions["executed_share"] >= 0.99
 
     answers = check_answers(run_dir)
     acts = [(x["step"], x["agent_id"]) for x in answers if x["kind"] == "act"]
