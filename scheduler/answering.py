@@ -158,6 +158,8 @@ class Answering:
             timings=Timings(entry.queue_ms, milliseconds(service_s), raw.prefill_ms, raw.decode_ms),
             reasoning=raw.reasoning,
             violation=violation,
+            token_ids=raw.token_ids,
+            logprobs=raw.logprobs,
         )
 
 

@@ -144,6 +144,8 @@ class Request:
         max_retries: How many more attempts may follow a failed one.
         prefix_group: Requests of one group share a long prompt prefix; the plan
             keeps them together. Empty: the system message decides.
+        report_tokens: Ask for the answer's token ids and log-probabilities, which a
+            backend gives where it can; the answer itself does not depend on it.
     """
 
     agent_id: str
@@ -160,6 +162,7 @@ class Request:
     timeout_s: float = 30.0
     max_retries: int = 3
     prefix_group: str = ""
+    report_tokens: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -241,6 +244,9 @@ class Answer:
         reask: 0 for the first question, n for the n-th re-ask.
         reasoning: What a thinking model wrote before its answer.
         violation: What the schema check objected to, without the text itself.
+        token_ids: Its tokens, where the backend tells them and the journal did not answer.
+        logprobs: The log-probability of each token, where the backend gives it and it was
+            asked for; not kept by the journal.
     """
 
     text: str
@@ -252,6 +258,8 @@ class Answer:
     timings: Timings = Timings()
     reasoning: str = ""
     violation: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,39 @@ async def test_schema_slot_and_thinking_are_sent_when_asked_for(server: Scripted
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+async def test_tokens_are_asked_for_and_read_when_wanted(
+    server: ScriptedServer, backend: LlamaServerBackend
+) -> None:
+    body = answer_body()
+    tokens = [{"id": 7, "logprob": -0.10000000149011612}, {"id": 0, "logprob": 0}]
+    body["choices"][0]["logprobs"] = {"content": tokens}
+    server.on(CHAT, Reply(body))
+    request = Request("ann", REQUEST.messages, report_tokens=True)
+    answer = await backend.generate(request, seed=7, slot=0)
+    assert (answer.token_ids, answer.logprobs) == ((7, 0), (-0.10000000149011612, 0.0))
+    sent = server.requests()[0].json
+    assert (sent["logprobs"], sent["top_logprobs"]) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        7,
+        [7],
+        [{"id": 1, "logprob": -1.0}, {}],
+        [{"id": True, "logprob": True}],
+        [{"id": "1", "logprob": float("nan")}],
+        [{"id": 1.5, "logprob": 10**400}],
+    ],
+)
+def test_tokens_that_are_not_all_told_are_none(content: Any) -> None:
+    body = answer_body()
+    body["choices"][0]["logprobs"] = {"content": content}
+    answer = parse_answer(json.dumps(body).encode(), JSON)
+    assert (answer.token_ids, answer.logprobs) == ((), ())
+
+
 async def test_one_connection_is_reused_and_nothing_foreign_is_sent(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

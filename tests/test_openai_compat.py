@@ -309,13 +309,24 @@ async def test_a_schema_that_must_be_sent_is_not_left_out(server: ScriptedServer
     assert len(server.requests()) == 1
 
 
+async def test_log_probabilities_are_asked_for_only_when_wanted_and_left_out_when_refused(
+    server: ScriptedServer, backend: OpenAIBackend
+) -> None:
+    await ask(backend, request())
+    server.on(CHAT, refusal("logprobs", "no logprobs here"), Reply(answer_body()))
+    answer = await backend.generate(request(report_tokens=True), seed=7, slot=0)
+    assert answer.logprobs == ()
+    assert ["logprobs" in one for one in sent(server)] == [False, True, False]
+
+
 async def test_a_server_that_refuses_everything_ends(
     server: ScriptedServer, backend: OpenAIBackend
 ) -> None:
     words = " ".join(CHANGEABLE) + " max_completion_tokens"
     server.on(CHAT, refusal(None, words))
+    asked = request(schema=OBJECT, sampling=Sampling(thinking=True), report_tokens=True)
     with pytest.raises(RequestRejected):
-        await ask(backend, request(schema=OBJECT, sampling=Sampling(thinking=True)))
+        await ask(backend, asked)
     assert len(server.requests()) == 2 + len(CHANGEABLE)  # the schema has two lesser forms
 
 

@@ -51,7 +51,11 @@ class BackendInfo:
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """One answer as the backend gave it, before the schema check."""
+    """One answer as the backend gave it, before the schema check.
+
+    Token ids and log-probabilities are empty where the backend does not give them; they
+    are owed only to a request with `report_tokens`.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -59,6 +63,8 @@ class RawAnswer:
     prefill_ms: float | None = None
     decode_ms: float | None = None
     reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 def how_to_get_slots(kind: str, slots: int) -> str:

@@ -90,6 +90,7 @@ def parse_answer(content: bytes, content_type: str) -> RawAnswer:
     if thought := _THOUGHT.match(text):
         reasoning, text = reasoning + thought[1].strip(), text[thought.end() :]
     timings = _mapping(body.get("timings"))
+    token_ids, logprobs = _tokens(choice)
     return RawAnswer(
         text=encodable(text),
         finish_reason=_finish_reason(choice.get("finish_reason")),
@@ -97,6 +98,8 @@ def parse_answer(content: bytes, content_type: str) -> RawAnswer:
         prefill_ms=_milliseconds(timings.get("prompt_ms")),
         decode_ms=_milliseconds(timings.get("predicted_ms")),
         reasoning=encodable(reasoning),
+        token_ids=token_ids,
+        logprobs=logprobs,
     )
 
 
@@ -206,6 +209,19 @@ def _reasoning(message: JsonObject) -> str:
     return ""
 
 
+def _tokens(choice: JsonObject) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the ids and log-probabilities of the answer's tokens, those that all have."""
+    content = _mapping(choice.get("logprobs")).get("content")
+    tokens = [_mapping(token) for token in content] if isinstance(content, list) else []
+    ids = tuple(one for token in tokens if type(one := token.get("id")) is int)
+    given = (_finite(token.get("logprob")) for token in tokens)
+    logprobs = tuple(one for one in given if one is not None)
+    return (
+        ids if len(ids) == len(tokens) else (),
+        logprobs if len(logprobs) == len(tokens) else (),
+    )
+
+
 def _finish_reason(value: object) -> FinishReason:
     known = {reason.value: reason for reason in FinishReason}
     return known.get(value, FinishReason.OTHER) if isinstance(value, str) else FinishReason.OTHER
@@ -225,10 +241,15 @@ def _usage(body: JsonObject, timings: JsonObject) -> Usage:
 
 
 def _milliseconds(value: object) -> float | None:
+    number = _finite(value)
+    return number if number is not None and number >= 0 else None
+
+
+def _finite(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     # An integer of hundreds of digits is valid JSON, and no float.
-    return float(value) if 0 <= value < 1e12 and math.isfinite(value) else None
+    return float(value) if -1e12 < value < 1e12 and math.isfinite(value) else None
 
 
 def _complaint(body: JsonObject) -> str:

@@ -109,10 +109,11 @@ class LlamaModel:
         return RawAnswer(
             text=text,
             finish_reason=reason,
-            usage=Usage(len(prompt.tokens), tokens, cached),
+            usage=Usage(len(prompt.tokens), len(tokens), cached),
             prefill_ms=(prefilled - began) * 1000,
             decode_ms=(ended - prefilled) * 1000,
             reasoning=reasoning,
+            token_ids=tuple(tokens),
         )
 
     def interrupt(self) -> None:
@@ -179,14 +180,15 @@ class LlamaModel:
 
     def _write(
         self, prompt: Prompt, picker: TokenPicker, most: int, stopped: Callable[[], bool]
-    ) -> tuple[int, str, FinishReason]:
-        """Return the answer's length in tokens, its text and why it ended."""
+    ) -> tuple[list[int], str, FinishReason]:
+        """Return the answer's tokens, its text and why it ended."""
         written = bytearray(THOUGHT_BEGIN.encode() if prompt.thinks else b"")
-        thinks, count, reason = prompt.thinks, 0, FinishReason.LENGTH
-        while count < most:
+        thinks, reason = prompt.thinks, FinishReason.LENGTH
+        tokens: list[int] = []
+        while len(tokens) < most:
             # Thoughts are not held to the schema, the answer after them is.
             token = picker.pick(self._context, held=not thinks)
-            count += 1
+            tokens.append(token)
             if token < 0:
                 reason = FinishReason.OTHER
                 break
@@ -195,9 +197,9 @@ class LlamaModel:
                 break
             written += self._piece(token)
             thinks = thinks and THOUGHT_END.encode() not in written
-            if count < most:
-                self._decode((token,), len(prompt.tokens) + count - 1, stopped)
-        return count, written.decode("utf-8", "replace"), reason
+            if len(tokens) < most:
+                self._decode((token,), len(prompt.tokens) + len(tokens) - 1, stopped)
+        return tokens, written.decode("utf-8", "replace"), reason
 
     def _decode(self, tokens: Sequence[int], position: int, stopped: Callable[[], bool]) -> None:
         """Evaluate `tokens` after `position` others."""

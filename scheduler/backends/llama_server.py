@@ -163,6 +163,8 @@ class LlamaServerBackend:
         if request.schema is not None:
             schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.report_tokens:
+            extra |= {"logprobs": True, "top_logprobs": 1}
         if self._pin_slots:
             extra["id_slot"] = slot
         return extra

@@ -206,6 +206,8 @@ class OpenAIBackend:
         }
         if self._send_seed:
             body["seed"] = seed
+        if request.report_tokens:
+            body["logprobs"] = True
         if sampling.thinking is not None:
             body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
         if request.schema is not None and self._send_schema != "never":

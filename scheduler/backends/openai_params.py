@@ -23,6 +23,7 @@ CHANGEABLE = (
     "response_format",
     "seed",
     "chat_template_kwargs",
+    "logprobs",
     "top_p",
     "presence_penalty",
     "frequency_penalty",

@@ -126,6 +126,14 @@ async def test_new_process_answers_the_same_and_twelve_agents_share_one_model(
     assert twelve["peak_mib"] - one["peak_mib"] < 50
 
 
+async def test_an_answer_tells_its_tokens(backend: LlamaInprocBackend) -> None:
+    answer = await backend.generate(fixed_request(0), seed=1, slot=0)
+    assert len(answer.token_ids) == answer.usage.completion_tokens
+    again = await backend.generate(fixed_request(0), seed=1, slot=0)
+    other = await backend.generate(fixed_request(0), seed=2, slot=0)
+    assert answer.token_ids == again.token_ids != other.token_ids
+
+
 async def test_prompt_tokens_are_those_of_the_library(
     backend: LlamaInprocBackend, model: Path
 ) -> None:

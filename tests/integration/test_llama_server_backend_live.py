@@ -101,6 +101,18 @@ async def test_answer_has_usage_and_timings(backend: LlamaServerBackend) -> None
     assert first.decode_ms > 0
 
 
+async def test_reported_tokens_are_those_of_the_answer_and_do_not_change_it(
+    backend: LlamaServerBackend,
+) -> None:
+    plain = await backend.generate(request(1), seed=1, slot=0)
+    again = await backend.generate(request(1, report_tokens=True), seed=1, slot=0)
+    assert (plain.text, plain.token_ids, plain.logprobs) == (again.text, (), ())
+    assert again.usage.completion_tokens - 1 <= len(again.token_ids)
+    assert len(again.token_ids) == len(again.logprobs) <= again.usage.completion_tokens
+    assert all(-100 < one <= 0 for one in again.logprobs)
+    assert any(again.logprobs)
+
+
 async def test_every_sampling_parameter_reaches_the_slot(
     backend: LlamaServerBackend, llama_server: str
 ) -> None:
