@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from swarm_integration.certify_options import add_certify_options
 from swarm_integration.help_texts import add_command
 
 DEFAULT_PORT = 8080
@@ -207,3 +208,28 @@ def report_options(commands: Any) -> argparse.ArgumentParser:
         "--trace", type=Path, metavar="FILE", help="also a trace for ui.perfetto.dev"
     )
     return report
+
+
+def certify_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add `certify`."""
+    certify = add_command(
+        commands,
+        "certify",
+        "measure what a backend's arithmetic promises, or whether a run is one",
+        "Asks a backend the same prompts alone and in batches, in shuffled order, with cold and "
+        "warm prefixes, and counts different answers. The verdict is invariant, repeatable or "
+        "ordered, and runs on that backend quote it. With --run a whole scenario is repeated in "
+        "many ways, and its trace hashes are compared.",
+        {
+            "swarm-inference certify --inference-config configs/managed_server.yaml": (
+                "a llama-server that is started and stopped for it"
+            ),
+            "swarm-inference certify --base-url http://127.0.0.1:8080/v1 --quick": (
+                "your own llama-server, a shorter measurement"
+            ),
+            "swarm-inference certify --run scenarios/llm_batch_12.yaml "
+            "--inference-config configs/fake.yaml": "one trace hash, whatever the slots?",
+        },
+    )
+    add_certify_options(certify)
+    return certify

@@ -16,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from swarm_integration.clash import find_clash
+from swarm_integration.certify_options import certify_options
 from swarm_integration.command_options import (
+    certify_parser,
     demo_options,
     doctor_options,
     make_model_options,
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         (replay_options(commands), _replay),
         (doctor_options(commands), _doctor),
         (report_options(commands), _report),
+        (certify_parser(commands), _certify),
     )
     for command, run in subcommands:
         command.set_defaults(run=run)
@@ -141,6 +144,14 @@ def _make_model(args: argparse.Namespace) -> int:
     else:
         print(f"{facts.path}: random weights, {facts.parameters:,} parameters, {facts.sha256}")
     return 0
+
+
+def _certify(args: argparse.Namespace) -> int:
+    from swarm_integration.certify import certify_backend
+    from swarm_integration.certify_run import certify_run
+
+    options = certify_options(args)
+    return certify_run(options.scenario, options) if options.scenario else certify_backend(options)
 
 
 def _replay(args: argparse.Namespace) -> int:

@@ -22,6 +22,11 @@ class DeterminismConfig(Section):
         description="How a managed server is started; invariant: with the settings under which "
         "an answer did not depend on what shared its batch, at a third of the prefill speed.",
     )
+    trust_certificate: bool = Field(
+        False,
+        description="Quote a certificate of a server that somebody else has started: you say that "
+        "it is started now as it was when it was certified, which nobody can check.",
+    )
     seconds_per_step: Seconds = Field(
         60.0, description="Simulated seconds per step, which SWARM's ages and rates follow."
     )

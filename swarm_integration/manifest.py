@@ -58,7 +58,7 @@ def started_facts(
         "determinism": {
             "simulation": list(reproducible.repairs) if reproducible else "not repaired",
             "requests": "seeded from what they are, in the order of the agents",
-            "backend": "not certified",
+            "backend": started.certified,
             "journal": "every answer is kept before it is used",
         },
     }

@@ -20,7 +20,7 @@ from typing import Any
 from scheduler.backends.openai_compat import OpenAIBackend
 from scheduler.engine import Scheduler
 from scheduler.types import Completion
-from swarm_integration import actions, compat, manifest, summary
+from swarm_integration import actions, compat, manifest, quoting, summary
 from swarm_integration.agents import LlmAgents
 from swarm_integration.compat import Simulation
 from swarm_integration.config import InferenceConfig
@@ -205,8 +205,15 @@ class Run:
             "rounds": rounds.played,
             "wall_s": round(wall_s, 3),
         }
-        inference = summary.render(totals, slots=slots, journal_broken=journal.broken)
-        self.summary = "\n\n".join(filter(None, [inference, actions.render(counts)]))
+        inference = summary.render(
+            totals,
+            slots=slots,
+            determinism=quoting.line(self._started.certified),
+            journal_broken=journal.broken,
+        )
+        self.summary = "
+
+".join(filter(None, [inference, actions.render(counts)]))
         refused = {
             name: backend.refused
             for name, backend in self._started.fleet.backends.items()

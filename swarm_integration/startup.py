@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scheduler.backends.base import Backend, BackendInfo
-from scheduler.errors import AttemptError, BackendUnavailable, ServerError
+from scheduler.errors import AttemptError, BackendUnavailable, ConfigError, ServerError
 from scheduler.journal import Journal
 from scheduler.server import ManagedServer, ServerSpec
 from scheduler.server_command import default_threads
 from swarm_integration.config import InferenceConfig
 from swarm_integration.errors import FitnessError
 from swarm_integration.fitness import check_fitness, estimated_context
+from swarm_integration.quoting import quotes
 from swarm_integration.rundir import JOURNAL, SERVER_LOG, RunDirectory
 from swarm_integration.scenario import Rehearsal
 from swarm_integration.schemas import Instructions
@@ -53,12 +55,14 @@ class Started:
         infos: What the backends said at their start.
         instructions: What upstream's prompts ask for, and how they are laid out.
         journal: Where answers are kept.
+        certified: What is known of the backends' arithmetic, by name; see `quoting.py`.
     """
 
     fleet: Fleet
     infos: dict[str, BackendInfo]
     instructions: Instructions
     journal: Journal
+    certified: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 async def start(
@@ -91,7 +95,8 @@ async def start(
         raise FitnessError(str(exc)) from exc
     infos = {name: await backend.start() for name, backend in fleet.backends.items()}
     parts.journal = await _open_journal(config, directory)
-    return Started(fleet, infos, instructions, parts.journal)
+    certified = quotes(infos, parts.server, config, directory.path)
+    return Started(fleet, infos, instructions, parts.journal, certified)
 
 
 async def _open_journal(config: InferenceConfig, directory: RunDirectory) -> Journal:
@@ -114,21 +119,36 @@ def _context(config: InferenceConfig, rehearsal: Rehearsal) -> int:
 async def _start_server(
     config: InferenceConfig, rehearsal: Rehearsal, directory: RunDirectory
 ) -> ManagedServer | None:
-    backend = config.backend
-    if not backend.managed or backend.model_path is None or not rehearsal.blocks:
+    if not config.backend.managed or not rehearsal.blocks:
         return None
-    slots = config.scheduler.slots
-    spec = ServerSpec(
-        model_path=backend.model_path,
-        slots=DEFAULT_MANAGED_SLOTS if slots == "auto" else slots,
-        ctx_per_slot=_context(config, rehearsal),
-        threads=backend.threads or default_threads(),
-        n_gpu_layers=backend.n_gpu_layers,
-        profile=config.determinism.server_profile,
-    )
     server = ManagedServer(
-        spec, log_path=directory.path / SERVER_LOG, start_timeout_s=backend.ready_timeout_s
+        server_spec(config, _context(config, rehearsal)),
+        log_path=directory.path / SERVER_LOG,
+        start_timeout_s=config.backend.ready_timeout_s,
     )
     await server.start()
     directory.log.info("server.started", pid=server.pid, base_url=server.base_url)
     return server
+
+
+def server_spec(config: InferenceConfig, context: int) -> ServerSpec:
+    """Return what a managed server is to run.
+
+    Args:
+        config: The effective configuration, with `backend.managed`.
+        context: Tokens per slot.
+
+    Raises:
+        ConfigError: No model is named.
+    """
+    backend, slots = config.backend, config.scheduler.slots
+    if backend.model_path is None:
+        raise ConfigError("backend.managed needs backend.model_path, the GGUF file to serve")
+    return ServerSpec(
+        model_path=backend.model_path,
+        slots=DEFAULT_MANAGED_SLOTS if slots == "auto" else slots,
+        ctx_per_slot=context,
+        threads=backend.threads or default_threads(),
+        n_gpu_layers=backend.n_gpu_layers,
+        profile=config.determinism.server_profile,
+    )

@@ -6,13 +6,18 @@ from typing import Any
 
 
 def render(
-    stats: dict[str, Any], *, slots: dict[str, int], journal_broken: str | None = None
+    stats: dict[str, Any],
+    *,
+    slots: dict[str, int],
+    determinism: str,
+    journal_broken: str | None = None,
 ) -> str:
     """Return the summary as lines of text.
 
     Args:
         stats: `RunStats.summary()` with `batches`, `rounds` and `wall_s`.
         slots: Slots by backend.
+        determinism: What is known of the backends' determinism.
         journal_broken: Why answers are not kept any more, or None.
     """
     wall_s = stats["wall_s"]
@@ -36,6 +41,7 @@ def render(
             f"{stats['completion_tokens']} out, {per_s:.1f} out per second",
         ),
         ("wall time", f"{wall_s:.2f} s"),
+        ("determinism", determinism),
     ]
     lines = [f"  {name:<16} {value}" for name, value in rows]
     if journal_broken is not None:
