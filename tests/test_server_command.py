@@ -12,6 +12,7 @@ import pytest
 from scheduler.errors import ConfigError, ServerError
 from scheduler.gguf_models import ModelShape, write_model
 from scheduler.server import (
+    Profile,
     ServerSpec,
     check_spec,
     find_server,
@@ -65,6 +66,13 @@ def test_flags_leave_threads_and_alias_to_the_server_unless_given() -> None:
         "demo",
         "7",
     ]
+
+
+@pytest.mark.parametrize("profile", ["fast", "invariant"])
+def test_no_profile_shares_one_kv_cache_among_the_slots(profile: Profile) -> None:
+    flags = server_flags(replace(SPEC, profile=profile))
+    assert "--no-kv-unified" in flags
+    assert not {"--kv-unified", "-kvu"} & set(flags)
 
 
 def test_invariant_profile_adds_flags_and_environment_that_fast_does_not_have() -> None:
@@ -195,5 +203,5 @@ def test_invariant_refuses_weights_for_which_it_does_not_hold(
     if weights == "Q8_0":
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))
         return
-    with pytest.raises(ConfigError, match=r"invariant .* F16 weights.*Q8_0"):
+    with pytest.raises(ConfigError, match=r"invariant .* F16 weights.*Q8_0.*a third of the speed"):
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))
