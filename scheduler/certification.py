@@ -25,7 +25,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
 from scheduler.errors import ConfigError
 from scheduler.types import Message
-from scheduler.verdict import Evidence, Observation, Verdict, judge, weigh
+from scheduler.verdict import Evidence, Level, Observation, Verdict, judge, weigh
 
 TEMPERATURES = (0.0, 0.8)
 
@@ -121,8 +121,7 @@ def follows_plan(info: BackendInfo, slots: int) -> bool:
     as well, and where the engine says so itself (its own calibration).
     """
     calibration = info.facts.get("calibration")
-    level = calibration.get("level") if isinstance(calibration, dict) else None
-    if level in ("invariant", "repeatable"):
+    if isinstance(calibration, dict) and calibration.get("level") == Level.REPEATABLE:
         return True
     return (slots == 1 or info.serial) and info.kind not in _SHARED_KINDS
 

@@ -132,11 +132,10 @@ def conditions_of(info: BackendInfo, server: ManagedServer | None) -> dict[str, 
 
 def cache_directory() -> Path:
     """Return where certificates are kept: `swarm-inference/certificates` in the user's cache."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if sys.platform == "win32" and not given:
-        given = os.environ.get("LOCALAPPDATA", "")
+    usual = Path.home() / (".cache" if sys.platform != "darwin" else "Library/Caches")
+    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
     # A relative path is to be ignored, says the XDG base directory specification.
-    root = Path(given) if given and Path(given).is_absolute() else Path.home() / ".cache"
+    root = Path(given) if Path(given).is_absolute() else usual
     return root / "swarm-inference" / "certificates"
 
 

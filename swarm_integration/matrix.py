@@ -182,7 +182,7 @@ def _run_cell(cell: Cell, plan: Plan) -> list[dict[str, str]]:
 
 
 def _configuration(cell: Cell, config: InferenceConfig) -> dict[str, Any]:
-    """Return the configuration of a cell, with the model's path as seen from anywhere."""
+    """Return the configuration of a cell, with files named as seen from anywhere."""
     data = config.model_dump(mode="json")
     backend = data["backend"]
     if cell.slots is not None:
@@ -191,8 +191,10 @@ def _configuration(cell: Cell, config: InferenceConfig) -> dict[str, Any]:
         backend["fake"] |= {"latency_s": cell.latency_s, "fault_rate": cell.fault_rate}
     data["determinism"]["repair_simulation"] = cell.repaired
     data["journal"]["path"] = "auto"
-    if config.backend.model_path is not None:
-        backend["model_path"] = str(config.backend.model_path.absolute())
+    for name in ("model_path", "api_key_file"):
+        path = getattr(config.backend, name)
+        if path is not None:
+            backend[name] = str(path.absolute())
     return data
 
 
