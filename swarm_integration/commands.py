@@ -15,8 +15,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from swarm_integration.clash import find_clash
 from swarm_integration.certify_options import certify_options
+from swarm_integration.clash import find_clash
 from swarm_integration.command_options import (
     certify_parser,
     demo_options,

@@ -211,9 +211,7 @@ class Run:
             determinism=quoting.line(self._started.certified),
             journal_broken=journal.broken,
         )
-        self.summary = "
-
-".join(filter(None, [inference, actions.render(counts)]))
+        self.summary = "\n\n".join(filter(None, [inference, actions.render(counts)]))
         refused = {
             name: backend.refused
             for name, backend in self._started.fleet.backends.items()
