@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -120,6 +120,9 @@ class Seen:
         return json.loads(self.body)
 
 
+Answering = Reply | Callable[[Seen], Reply]
+"""A reply, or what decides one from the request."""
+
 LOADING = Reply(error_body(503, "Loading model", "unavailable_error"), status=503)
 
 
@@ -129,7 +132,7 @@ class ScriptedServer:
     def __init__(self, port: int = 0) -> None:
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
-        self._script: dict[str, list[Reply]] = {}
+        self._script: dict[str, list[Answering]] = {}
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -160,7 +163,7 @@ class ScriptedServer:
             self.connections = 0
             self.hung_up.clear()
 
-    def on(self, route: str, *replies: Reply) -> None:
+    def on(self, route: str, *replies: Answering) -> None:
         """Answer `route` (`GET /props`) with `replies` in turn, then with the last one."""
         with self._lock:
             self._script[route] = list(replies)
@@ -212,7 +215,8 @@ class ScriptedServer:
                 with self._lock:
                     self.seen.append(request)
                     replies = self._script[request.route]
-                    reply = replies.pop(0) if len(replies) > 1 else replies[0]
+                    said = replies.pop(0) if len(replies) > 1 else replies[0]
+                reply = said if isinstance(said, Reply) else said(request)
                 try:
                     self._send(connection, reply)
                 except OSError:
