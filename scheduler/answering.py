@@ -122,6 +122,7 @@ class Answering:
 
         async def attempt() -> RawAnswer:
             nonlocal dispatched_at
+            await lane.readiness.wait(self._events)
             await self._slots.hold(lane, entry)
             dispatched_at = anyio.current_time()
             entry.attempts += 1

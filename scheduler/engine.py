@@ -252,9 +252,6 @@ class Scheduler:
         """Return once `entry` has a slot: the one it holds, or the next free one."""
         if entry.slot is not None:
             return
-        if entry.wait_ready:
-            await lane.backend.wait_ready()
-            entry.wait_ready = False
         entry.got_slot = anyio.Event()
         lane.give_back(entry)
         self._dispatch(lane)
@@ -265,12 +262,14 @@ class Scheduler:
     ) -> None:
         """Free the slot of `entry` for others while it waits for its next attempt."""
         if not entry.owner.failed:
-            self._budget.spend()
+            if decision.counts:
+                self._budget.spend()
             self._events.retried(entry, error, pause_s)
         if entry.owner.failed:
             entry.scope.cancel()  # what was in flight may finish, but is not tried again
             return
-        entry.wait_ready = decision.wait_ready
+        if decision.wait_ready:
+            lane.readiness.doubt()
         lane.release(entry)
         self._dispatch(lane)
 

@@ -101,6 +101,16 @@ class Events:
             error=None if completion.error is None else str(completion.error),
         )
 
+    def lost(self, backend: str, error: SchedulerError) -> None:
+        """A backend is gone; what asks for it fails soon, until it is back."""
+        if self._log is not None:
+            self._write("warning", "backend.lost", backend=backend, reason=str(error))
+
+    def back(self, backend: str) -> None:
+        """A backend that was gone can be used again."""
+        if self._log is not None:
+            self._write("info", "backend.back", backend=backend)
+
     def step_settled(self, size: int) -> None:
         """A step's completions go to its caller."""
         if self._log is not None:

@@ -19,6 +19,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.plan import Plan
 from scheduler.queue import WaitingQueue
+from scheduler.readiness import Readiness
 from scheduler.types import Answer, Completion, Request
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ class Entry:
         last_slot: The slot it held last, or -1.
         answers: What was answered so far, from the journal or by the backend.
         attempts: Attempts dispatched so far.
-        wait_ready: Whether the backend's health is to be asked before the next one.
         got_slot: Set when a slot is assigned after a pause.
         scope: Cancels its task, once there is one.
         settled: Whether it has left the engine.
@@ -55,7 +55,6 @@ class Entry:
     last_slot: int = -1
     answers: list[Answer] = field(default_factory=list)
     attempts: int = 0
-    wait_ready: bool = False
     got_slot: anyio.Event | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     settled: bool = False
@@ -81,6 +80,7 @@ class Lane:
         self.name = name
         self.backend = backend
         self.info = info
+        self.readiness = Readiness(name, backend)
         self.slots = _slots(name, config.slots, info)
         self.batches = 0
         self.queue: WaitingQueue[Entry] = WaitingQueue(config.queue_limit)

@@ -203,6 +203,7 @@ class Run:
             **scheduler.stats.summary(),
             "batches": sum(lane.batches for lane in scheduler.lanes.values()),
             "rounds": rounds.played,
+            "server_restarts": self._started.restarts.count if self._started.restarts else 0,
             "wall_s": round(wall_s, 3),
         }
         inference = summary.render(

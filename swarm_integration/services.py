@@ -21,6 +21,7 @@ from scheduler.backends.server_pool import ServerPool
 from scheduler.config import BackendConfig
 from scheduler.errors import ConfigError
 from scheduler.observe import EventLog
+from scheduler.restarts import Restarts
 from scheduler.server_command import default_threads
 from scheduler.types import Sampling
 from swarm_integration.agents import Service
@@ -67,6 +68,7 @@ def muster(
     context: int = 0,
     slots: Slots = "auto",
     log: EventLog | None = None,
+    restarts: Restarts | None = None,
 ) -> Fleet:
     """Make the backends that the LLM agents of a scenario need, one per place of a model.
 
@@ -77,6 +79,7 @@ def muster(
         context: Tokens that a model in this process holds, where the `backend` section names it.
         slots: `scheduler.slots`, for the endpoints that can't be asked for theirs.
         log: Is told what an endpoint does not take.
+        restarts: Starts that server again when it has died.
 
     Raises:
         ScenarioError: An agent's provider can't be used: no API key, unknown.
@@ -88,7 +91,7 @@ def muster(
         endpoint = _endpoint(agent_id, block, config, managed_url, context)
         names.add(agent_id, endpoint)
         served.setdefault(endpoint, {})[agent_id] = block.agent
-    maker = _Maker(config, slots, log, managed=managed_url is not None)
+    maker = _Maker(config, slots, log, restarts, managed=managed_url is not None)
     services = {
         agent_id: service_of(names.of_agent[agent_id], block, config, rehearsal.seed)
         for agent_id, block in rehearsal.blocks.items()
@@ -148,15 +151,23 @@ class _Maker:
         config: The `backend` section.
         slots: `scheduler.slots`.
         log: Given to backends that have something to tell.
+        restarts: Given to the backend of the run's own server.
         managed: Whether the run has started the server itself.
     """
 
     def __init__(
-        self, config: BackendConfig, slots: Slots, log: EventLog | None, *, managed: bool
+        self,
+        config: BackendConfig,
+        slots: Slots,
+        log: EventLog | None,
+        restarts: Restarts | None,
+        *,
+        managed: bool,
     ) -> None:
         self._config = config
         self._slots = slots
         self._log = log
+        self._restarts = restarts
         self._managed = managed
 
     def backend(
@@ -205,6 +216,7 @@ class _Maker:
                     api_key=configured_key(config, config.api_key_env),
                     pin_slots=self._managed,
                     ready_timeout_s=config.ready_timeout_s,
+                    restarts=self._restarts,
                 ),
             )
             for url in urls

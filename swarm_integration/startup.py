@@ -13,6 +13,7 @@ from typing import Any
 from scheduler.backends.base import Backend, BackendInfo
 from scheduler.errors import AttemptError, BackendUnavailable, ConfigError, ServerError
 from scheduler.journal import Journal
+from scheduler.restarts import Restarts
 from scheduler.server import ManagedServer, ServerSpec
 from scheduler.server_command import default_threads
 from swarm_integration.config import InferenceConfig
@@ -56,6 +57,7 @@ class Started:
         instructions: What upstream's prompts ask for, and how they are laid out.
         journal: Where answers are kept.
         certified: What is known of the backends' arithmetic, by name; see `quoting.py`.
+        restarts: Starts the run's own server again, None without one.
     """
 
     fleet: Fleet
@@ -63,6 +65,7 @@ class Started:
     instructions: Instructions
     journal: Journal
     certified: dict[str, dict[str, Any]] = field(default_factory=dict)
+    restarts: Restarts | None = None
 
 
 async def start(
@@ -80,7 +83,10 @@ async def start(
     )
     try:
         parts.server = await _start_server(config, rehearsal, directory)
-        url = parts.server.base_url if parts.server else None
+        url, restarts = None, None
+        if parts.server is not None:
+            url, limit = parts.server.base_url, config.backend.max_restarts
+            restarts = Restarts(parts.server, limit=limit, log=directory.log)
         fleet = muster(
             rehearsal,
             config.backend,
@@ -88,6 +94,7 @@ async def start(
             context=_context(config, rehearsal),
             slots=config.scheduler.slots,
             log=directory.log,
+            restarts=restarts,
         )
         parts.backends.extend(fleet.backends.values())
         await check_fitness(rehearsal, fleet, instructions, config.scheduler.slots)
@@ -96,7 +103,7 @@ async def start(
     infos = {name: await backend.start() for name, backend in fleet.backends.items()}
     parts.journal = await _open_journal(config, directory)
     certified = quotes(infos, parts.server, config, directory.path)
-    return Started(fleet, infos, instructions, parts.journal, certified)
+    return Started(fleet, infos, instructions, parts.journal, certified, restarts)
 
 
 async def _open_journal(config: InferenceConfig, directory: RunDirectory) -> Journal:

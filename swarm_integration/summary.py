@@ -43,6 +43,8 @@ def render(
         ("wall time", f"{wall_s:.2f} s"),
         ("determinism", determinism),
     ]
+    if stats["server_restarts"]:
+        rows.append(("server restarts", f"{stats['server_restarts']}"))
     lines = [f"  {name:<16} {value}" for name, value in rows]
     if journal_broken is not None:
         lines.append(f"  WARNING: answers are not kept any more: {journal_broken}")

@@ -118,6 +118,15 @@ async def test_a_loading_server_consumes_no_attempt() -> None:
     assert backend.waits_for_ready == 5
 
 
+@pytest.mark.parametrize("on_failure", ["abort", "noop"])
+async def test_a_loading_server_spends_none_of_the_retry_budget(on_failure: str) -> None:
+    backend = TracingBackend(fault=failing(*[ServerLoading("503")] * 5, ServerFault("500")))
+    async with Scheduler(backend, config(retry_budget=4, on_failure=on_failure)) as scheduler:
+        completions = await scheduler.run_step(questions(4, max_retries=1))
+    assert all(completion.ok for completion in completions)
+    assert scheduler.stats.retries == 4 * 6
+
+
 async def test_a_server_that_loads_for_ever_is_given_up() -> None:
     backend = FakeBackend(fault=always(ServerLoading("503")))
     async with Scheduler(backend, config(on_failure="noop")) as scheduler:

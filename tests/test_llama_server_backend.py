@@ -596,6 +596,29 @@ async def test_wait_ready_gives_up_at_the_ready_timeout() -> None:
     await backend.aclose()
 
 
+async def test_a_server_that_did_not_come_back_is_looked_for_once_and_not_waited_for(
+    server: ScriptedServer,
+) -> None:
+    backend = LlamaServerBackend(server.base_url, ready_timeout_s=1.0)
+    await backend.start()
+    server.on(HEALTH, Reply(reset=True))
+    probes = []
+    for _ in range(3):
+        before = len(server.requests(HEALTH))
+        with pytest.raises(BackendUnavailable):
+            await backend.wait_ready()
+        probes.append(len(server.requests(HEALTH)) - before)
+    assert probes[0] > 1
+    assert probes[1:] == [1, 1]
+    server.on(HEALTH, Reply({"status": "ok"}))
+    await backend.wait_ready()
+    server.on(HEALTH, Reply(reset=True))
+    with pytest.raises(BackendUnavailable):
+        await backend.wait_ready()
+    assert len(server.requests(HEALTH)) > sum(probes) + 3, "is waited for again"
+    await backend.aclose()
+
+
 async def test_wait_ready_refuses_a_server_that_came_back_as_another(
     server: ScriptedServer, backend: LlamaServerBackend
 ) -> None:

@@ -92,6 +92,9 @@ class Backend(Protocol):
     async def wait_ready(self) -> None:
         """Return once requests can be sent again, after a failed connection.
 
+        After it has raised, the next call does not wait as long again: it looks whether the
+        backend is back and answers within a few seconds.
+
         Raises:
             BackendUnavailable: It did not come back in time.
         """

@@ -6,7 +6,7 @@ prompt and after a failed connection, has deadlines of its own and sends no prom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -64,7 +64,11 @@ _PROBE_TIMEOUT_S = 5.0
 
 
 async def become_ready(
-    client: ChatClient, *, timeout_s: float, unreachable_s: float
+    client: ChatClient,
+    *,
+    timeout_s: float,
+    unreachable_s: float,
+    revive: Callable[[], Awaitable[bool]] | None = None,
 ) -> BackendInfo:
     """Ask until the server is healthy, then return what it is.
 
@@ -72,6 +76,8 @@ async def become_ready(
         client: Speaks to the server.
         timeout_s: How long it may load its model or fail, in seconds.
         unreachable_s: How long of that it may be unreachable.
+        revive: Starts a server of our own again if it has died, and says whether it did;
+            the times above then count anew. What it raises is raised.
 
     Raises:
         BackendUnavailable: It did not get ready in time.
@@ -86,6 +92,7 @@ async def become_ready(
             unreachable_s=unreachable_s,
             probe_timeout_s=_PROBE_TIMEOUT_S,
             longest_pause_s=_PAUSE_S,
+            revive=revive,
         )
     except RequestRejected as exc:
         raise ConfigError(_refusal(client, exc)) from exc

@@ -22,10 +22,13 @@ from scheduler.errors import (
     AuthenticationFailed,
     BackendUnavailable,
     RequestRejected,
+    SchedulerError,
 )
+from scheduler.restarts import Restarts
 from scheduler.types import Message, Request
 
 _NATIVE_TIMEOUT_S = 30.0
+_LOOK_S = 5.0
 
 
 class LlamaServerBackend:
@@ -41,6 +44,7 @@ class LlamaServerBackend:
         ready_timeout_s: How long the server may take to get ready, in seconds.
         connect_timeout_s: Deadline for connecting, in seconds.
         connect_grace_s: How long `start` waits for a server that can't be reached at all.
+        restarts: Starts the server again when it has died; None for a server of somebody else.
 
     Raises:
         ConfigError: `base_url` or `api_key` can't be used.
@@ -55,11 +59,14 @@ class LlamaServerBackend:
         ready_timeout_s: float = 120.0,
         connect_timeout_s: float = 5.0,
         connect_grace_s: float = 2.0,
+        restarts: Restarts | None = None,
     ) -> None:
         self._client = ChatClient(base_url, api_key=api_key, connect_timeout_s=connect_timeout_s)
         self._pin_slots = pin_slots
         self._ready_timeout_s = ready_timeout_s
         self._connect_grace_s = connect_grace_s
+        self._restarts = restarts
+        self._given_up = False
         self._info: BackendInfo | None = None
 
     def __repr__(self) -> str:
@@ -73,24 +80,30 @@ class LlamaServerBackend:
             ConfigError: It is no llama-server, or refuses the API key.
         """
         if self._info is None:
-            self._info = await self._become_ready(self._connect_grace_s)
+            self._info = await self._become_ready(self._ready_timeout_s, self._connect_grace_s)
         return self._info
 
     async def wait_ready(self) -> None:
         """Return once the server answers again; one that is restarting is waited for.
+
+        A server of our own that has died is started again, as often as that is allowed. One
+        that did not come back is not waited for a second time, only looked for.
 
         Raises:
             BackendUnavailable: It did not come back in time, or came back as another: with
                 another model, template, build or number of slots.
             ConfigError: It is no llama-server any more, or refuses the API key.
         """
-        info = await self._become_ready(self._ready_timeout_s)
-        if self._info is not None and info != self._info:
-            raise BackendUnavailable(
-                f"the server at {self._client.address} came back as another one "
-                f"({difference(self._info, info)}), so its answers would not belong to this run; "
-                "start it as it was, then resume"
-            )
+        timeout_s = self._ready_timeout_s
+        if self._given_up:
+            timeout_s = min(_LOOK_S, timeout_s)
+        try:
+            info = await self._become_ready(timeout_s, 0.0 if self._given_up else timeout_s)
+            self._check_same(info)
+        except SchedulerError:
+            self._given_up = True
+            raise
+        self._given_up = False
 
     async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
         """Answer `request`; without a deadline, cancelling hangs up.
@@ -142,10 +155,28 @@ class LlamaServerBackend:
         """Close the connections; may be called twice."""
         await self._client.aclose()
 
-    async def _become_ready(self, unreachable_s: float) -> BackendInfo:
+    def _check_same(self, info: BackendInfo) -> None:
+        if self._info is not None and info != self._info:
+            raise BackendUnavailable(
+                f"the server at {self._client.address} came back as another one "
+                f"({difference(self._info, info)}), so its answers would not belong to this run; "
+                "start it as it was, then resume"
+            )
+
+    async def _become_ready(self, timeout_s: float, unreachable_s: float) -> BackendInfo:
         return await become_ready(
-            self._client, timeout_s=self._ready_timeout_s, unreachable_s=unreachable_s
+            self._client,
+            timeout_s=timeout_s,
+            unreachable_s=unreachable_s,
+            revive=None if self._restarts is None else self._revive,
         )
+
+    async def _revive(self) -> bool:
+        base_url = None if self._restarts is None else await self._restarts.revive()
+        if base_url is None:
+            return False
+        self._client.move(base_url)
+        return True
 
     def _extra(self, request: Request, slot: int) -> dict[str, Any]:
         sampling = request.sampling

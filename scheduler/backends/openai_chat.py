@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 import openai
@@ -64,20 +64,11 @@ class ChatClient:
         headers: Mapping[str, str] | None = None,
         trust_env: bool = False,
     ) -> None:
-        try:
-            self.base_url = check_base_url(base_url)
-            httpx2.URL(self.base_url)
-            parts = urlsplit(self.base_url)
-            where = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
-        except (ValueError, httpx2.InvalidURL) as exc:
-            raise ConfigError(f"backend.base_url: {exc}") from exc
+        parts = self._take_address(base_url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
             raise ConfigError(
                 "backend.api_key_env: the key is empty or has characters that no HTTP header holds"
             )
-        self.root = self.base_url.removesuffix("/v1")
-        # For messages: without the user name and password that an address may hold.
-        self.address = f"{parts.scheme}://{where}{parts.path}"
         timeout = httpx2.Timeout(None, connect=connect_timeout_s)
         self._openai = openai.AsyncOpenAI(
             base_url=self.base_url,
@@ -101,6 +92,15 @@ class ChatClient:
         )
         # Taken from OPENAI_ORG_ID and OPENAI_PROJECT_ID, which are not this server's business.
         self._openai.organization = self._openai.project = None
+
+    def move(self, base_url: str) -> None:
+        """Speak to the same server at another address from now on.
+
+        Raises:
+            ConfigError: The address can't be used.
+        """
+        self._take_address(base_url)
+        self._openai.base_url = self.base_url
 
     async def complete(self, request: Request, *, seed: int, extra: Mapping[str, Any]) -> RawAnswer:
         """Ask for one chat completion.
@@ -169,6 +169,19 @@ class ChatClient:
     async def aclose(self) -> None:
         """Close the connections; may be called twice."""
         await self._openai.close()
+
+    def _take_address(self, base_url: str) -> SplitResult:
+        try:
+            self.base_url = check_base_url(base_url)
+            httpx2.URL(self.base_url)
+            parts = urlsplit(self.base_url)
+            where = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+        except (ValueError, httpx2.InvalidURL) as exc:
+            raise ConfigError(f"backend.base_url: {exc}") from exc
+        self.root = self.base_url.removesuffix("/v1")
+        # For messages: without the user name and password that an address may hold.
+        self.address = f"{parts.scheme}://{where}{parts.path}"
+        return parts
 
     def _translated(self, error: Exception, *, agent_id: str) -> AttemptError:
         if isinstance(error, openai.APIStatusError):

@@ -25,6 +25,7 @@ from scheduler.errors import (
     ConfigError,
     MalformedAnswer,
     RequestRejected,
+    SchedulerError,
 )
 from scheduler.observe import EventLog
 from scheduler.types import Message, Request
@@ -32,6 +33,7 @@ from scheduler.types import Message, Request
 SendSchema = Literal["auto", "always", "never"]
 
 _CHARS_PER_TOKEN = 4
+_LOOK_S = 5.0
 
 
 class OpenAIBackend:
@@ -100,6 +102,7 @@ class OpenAIBackend:
         self._ready_timeout_s = ready_timeout_s
         self._connect_grace_s = connect_grace_s
         self._last_reached = -1.0
+        self._given_up = False
         # By model and schema, so that what a request says never depends on what came before it.
         self._changes: dict[tuple[str, str], tuple[str, ...]] = {}
         self._told: set[tuple[str, str, str]] = set()
@@ -123,7 +126,7 @@ class OpenAIBackend:
             ConfigError: It refuses the API key, or speaks no JSON.
         """
         if self._last_reached < 0:
-            await self._reach(self._connect_grace_s)
+            await self._reach(self._ready_timeout_s, self._connect_grace_s)
         return BackendInfo(
             kind="openai",
             slots=self._slots,
@@ -135,11 +138,21 @@ class OpenAIBackend:
     async def wait_ready(self) -> None:
         """Return once the server answers again; one that is restarting is waited for.
 
+        One that did not come back is not waited for a second time, only looked for.
+
         Raises:
             BackendUnavailable: It did not come back in time.
             ConfigError: It refuses the API key, or speaks no JSON.
         """
-        await self._reach(self._ready_timeout_s)
+        timeout_s = self._ready_timeout_s
+        if self._given_up:
+            timeout_s = min(_LOOK_S, timeout_s)
+        try:
+            await self._reach(timeout_s, 0.0 if self._given_up else timeout_s)
+        except SchedulerError:
+            self._given_up = True
+            raise
+        self._given_up = False
 
     async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:  # noqa: ARG002  # such servers choose their slots themselves
         """Answer `request`; without a deadline, cancelling hangs up.
@@ -175,10 +188,10 @@ class OpenAIBackend:
         """Close the connections; may be called twice."""
         await self._client.aclose()
 
-    async def _reach(self, unreachable_s: float) -> None:
+    async def _reach(self, timeout_s: float, unreachable_s: float) -> None:
         await reach(
             self._client,
-            timeout_s=self._ready_timeout_s,
+            timeout_s=timeout_s,
             unreachable_s=unreachable_s,
             key_advice=self._key_advice,
         )

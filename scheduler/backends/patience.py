@@ -34,6 +34,7 @@ async def ask_until_ready(
     unreachable_s: float,
     probe_timeout_s: float,
     longest_pause_s: float,
+    revive: Callable[[], Awaitable[bool]] | None = None,
 ) -> T:
     """Ask until there is an answer, and return it.
 
@@ -45,6 +46,8 @@ async def ask_until_ready(
         unreachable_s: How long of that it may be unreachable.
         probe_timeout_s: How long one answer may take.
         longest_pause_s: Pauses double up to this.
+        revive: Starts a server of our own again if it has died, and says whether it did;
+            the times above then count anew. What it raises is raised.
 
     Raises:
         BackendUnavailable: It did not answer in time.
@@ -56,8 +59,10 @@ async def ask_until_ready(
     malformed = 0
     trouble: AttemptError | None = None
     while (now := anyio.current_time()) - started < timeout_s:
-        if now - last_reached > unreachable_s:
+        if trouble is not None and now - last_reached > unreachable_s:
             break
+        if revive is not None and await revive():
+            now = started = last_reached = anyio.current_time()
         try:
             return await ask(min(probe_timeout_s, timeout_s - (now - started)))
         except RequestRejected:

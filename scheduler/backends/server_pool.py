@@ -106,9 +106,12 @@ class ServerPool:
         if self._any_up:
             await anyio.lowlevel.checkpoint()
             return
-        first = self._members[0]
-        await self._look_for(first)
+        # All of them, since one that was given up long ago is not waited for again.
+        async with anyio.create_task_group() as looks:
+            for member in self._members:
+                looks.start_soon(self._look_until_one_is_up, member, looks.cancel_scope)
         if not self._any_up:
+            first = self._members[0]
             raise BackendUnavailable(
                 f"none of {len(self._members)} servers can be asked; {first.name}: {first.reason}"
             )
@@ -158,6 +161,11 @@ class ServerPool:
                 if not member.up:
                     await anyio.sleep(_LOOK_AGAIN_S)
             changed()
+
+    async def _look_until_one_is_up(self, member: _Member, looks: anyio.CancelScope) -> None:
+        await self._look_for(member)
+        if self._any_up:
+            looks.cancel()
 
     async def _look_for(self, member: _Member) -> None:
         """Wait for a server for a while; mark it as up when it is there and still the same."""
