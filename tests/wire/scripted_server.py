@@ -1,13 +1,14 @@
 """A server that speaks like a llama-server and answers by script, byte for byte as told.
 
 On raw sockets in threads, so that it can do what no HTTP library lets a server do: hang,
-drip, reset, break off. Knows nothing of this project; `tests/integration` holds the same
-cases against a real llama-server.
+drip, reset, break off. Knows nothing of this project; `chaos_server.py` runs it as a process
+of its own, and `tests/integration/test_contract.py` holds it against a real llama-server.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 import threading
@@ -173,6 +174,9 @@ class ScriptedServer:
         with self._lock:
             return [seen for seen in self.seen if seen.route == route]
 
+    def note(self, request: Seen, reply: Reply, *, served: bool, seconds: float) -> None:
+        """Called when a request is over; `served` is False where the client hung up."""
+
     def __enter__(self) -> Self:
         self._spawn(self._accept)
         return self
@@ -217,9 +221,13 @@ class ScriptedServer:
                     replies = self._script[request.route]
                     said = replies.pop(0) if len(replies) > 1 else replies[0]
                 reply = said if isinstance(said, Reply) else said(request)
+                began = time.monotonic()
                 try:
-                    self._send(connection, reply)
+                    served = self._send(connection, reply)
                 except OSError:
+                    served = False
+                self.note(request, reply, served=served, seconds=time.monotonic() - began)
+                if not served:
                     return
                 if reply.close or reply.raw is not None or reply.reset or reply.hang:
                     return
@@ -255,20 +263,19 @@ class ScriptedServer:
                 return b""
         return b""
 
-    def _send(self, connection: socket.socket, reply: Reply) -> None:
-        if reply.hang:
-            if not self._receive(connection) and not self._closing.is_set():
-                self.hung_up.set()
-            return
-        time.sleep(reply.delay_s)
+    def _send(self, connection: socket.socket, reply: Reply) -> bool:
+        """Answer; False where the client hung up before the answer was out."""
+        if not self._stays(connection, math.inf if reply.hang else reply.delay_s):
+            self.hung_up.set()
+            return False
         if reply.hold is not None:
             reply.hold.wait(60)
         if reply.reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            return
+            return True
         if reply.raw is not None:
             connection.sendall(reply.raw)
-            return
+            return True
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         length = len(body) if reply.claimed_length is None else reply.claimed_length
         head = f"HTTP/1.1 {reply.status} Scripted\r\nServer: llama.cpp\r\n"
@@ -278,7 +285,30 @@ class ScriptedServer:
         connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode("latin-1"))
         if not reply.drip_s:
             connection.sendall(body)
-            return
+            return True
         for byte in body:
-            time.sleep(reply.drip_s)
+            if not self._stays(connection, reply.drip_s):
+                self.hung_up.set()
+                return False
             connection.sendall(bytes([byte]))
+        return True
+
+    def _stays(self, connection: socket.socket, seconds: float) -> bool:
+        """Wait so long; return at once with False when the client hangs up meanwhile."""
+        until = time.monotonic() + seconds
+        while not self._closing.is_set():
+            left = until - time.monotonic()
+            if left <= 0:
+                return True
+            try:
+                connection.settimeout(min(_POLL_S, left))
+                if not connection.recv(1, socket.MSG_PEEK):
+                    return False
+                time.sleep(min(_POLL_S, left))  # the next request is here already
+            except TimeoutError:
+                continue
+            except OSError:
+                return False
+            finally:
+                connection.settimeout(_POLL_S)
+        return True
