@@ -65,7 +65,7 @@ class Scheduler:
         self._checker = SchemaChecker()
         self._answering = Answering(self._config, self._checker, self._events, self, journal)
         self._lanes: dict[str, Lane] = {}
-        self._steps: set[Step] = set()
+        self._steps: dict[Step, None] = {}  # in the order in which they came
         self._fatal: SchedulerError | None = None
         self._idle = anyio.Event()
         self._open = False
@@ -171,7 +171,7 @@ class Scheduler:
         if not self._config.structured_output:
             requests = [replace(request, schema=None) for request in requests]
         step = Step(requests)
-        self._steps.add(step)
+        self._steps[step] = None
         try:
             await self._enqueue(step, requests)
             await step.wait()
@@ -181,7 +181,7 @@ class Scheduler:
             self._end(step, in_flight_too=True)
             raise
         finally:
-            self._steps.discard(step)
+            del self._steps[step]
             self._note_idle()
         completions = step.completions()
         self._events.step_settled(step.size)
@@ -210,9 +210,11 @@ class Scheduler:
                 for each in lanes:
                     self._dispatch(each)
                 await lane.queue.wait_room()
+                if step.failed:  # meanwhile
+                    return
             entry = Entry(request, step, queued_at=anyio.current_time())
             recalled = self._answering.recall(lane, entry)
-            if step.failed:  # while it waited for room, or because the log broke
+            if step.failed:  # because the log broke
                 return
             step.add(entry)
             if recalled is not None:

@@ -148,6 +148,23 @@ async def test_recall_needs_no_room_in_the_queue(tmp_path: Path) -> None:
     assert backend.calls == 1
 
 
+async def test_a_step_that_fails_while_it_waits_for_room_recalls_nothing_more(
+    tmp_path: Path,
+) -> None:
+    requests = questions(4)
+    await run(tmp_path, FakeBackend(), requests[2:])
+    log = Events()
+    backend = FakeBackend(slots=1, fault=always(RequestRejected("no"), "agent-000"))
+    async with (
+        journal_in(tmp_path) as journal,
+        Scheduler(backend, config(queue_limit=1, max_batch=1), journal=journal, log=log) as one,
+    ):
+        with pytest.raises(StepAborted):
+            await one.run_step(requests)
+        assert one.stats.recalled == journal.recalled == 0
+    assert "request.recalled" not in log.seen
+
+
 @pytest.mark.parametrize(
     "change",
     [
