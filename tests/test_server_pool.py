@@ -210,6 +210,28 @@ async def test_without_any_server_requests_fail_and_nothing_hangs() -> None:
         assert all(one.ok for one in await scheduler.run_step(asked(6, 2)))
 
 
+async def test_the_last_server_is_waited_for_although_another_was_given_up() -> None:
+    class GivenUp(Mortal):
+        async def wait_ready(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            raise BackendUnavailable("looked for once")
+
+    servers = [GivenUp(1), Mortal(1)]
+    servers[0].die()
+    async with Scheduler(pool_of(servers), config(on_failure="noop")) as scheduler:
+        await scheduler.run_step(asked(4, 2))
+        servers[1].die()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_revive_later, servers[1])
+            completions = await scheduler.run_step(asked(4, 2, max_retries=1))
+    assert all(one.ok for one in completions)
+
+
+async def _revive_later(server: Mortal) -> None:
+    await anyio.sleep(READY_TIMEOUT_S / 2)
+    server.revive()
+
+
 async def test_a_server_that_comes_back_as_another_stays_out() -> None:
     class Changed(Mortal):
         async def wait_ready(self) -> None:
