@@ -13,7 +13,7 @@ import pytest
 from tests import virtual_time
 from tests.simulation.seeds import KEPT, run_seeds, run_world
 
-SEEDS = range(200)
+SEEDS = range(120)
 
 
 @pytest.mark.parametrize("backend", virtual_time.BACKENDS)

@@ -48,6 +48,9 @@ class Watch:
         self._waiting: dict[Key, tuple[str, int]] = {}
         self._ended: Counter[Key] = Counter()
         self._attempts: Counter[Key] = Counter()
+        self._last_seed: dict[Key, int] = {}
+        self._asked: Counter[tuple[Key, int]] = Counter()
+        self._free: Counter[tuple[Key, int]] = Counter()
 
     def end_life(self) -> None:
         """Every request that came in has ended."""
@@ -73,8 +76,10 @@ class Watch:
         self.trail.append((key, seed))
         self.check(not self._ended[key], f"{key} is asked after its end")
         self.check((key, seed) not in self._acknowledged, f"{key} is asked again: it was answered")
-        allowed = (self._config.max_reasks + 1) * (request.max_retries + 1 + MAX_FREE_PASSES)
-        self.check(self._attempts[key] <= allowed, f"{key} has too many attempts")
+        self._last_seed[key] = seed
+        self._asked[key, seed] += 1
+        allowed = request.max_retries + 1 + min(self._free[key, seed], MAX_FREE_PASSES)
+        self.check(self._asked[key, seed] <= allowed, f"{key} has too many attempts")
 
     def check_answers(
         self, completion: Completion, answer: Callable[[Request, int], RawAnswer]
@@ -108,6 +113,8 @@ class Watch:
                 self._queued[key] = len(self._queued)
             case "request.dispatched":
                 self._dispatched(key, fields["attempt"], fields["backend"])
+            case "request.retried" if fields["error"] == "ServerLoading":
+                self._free[key, self._last_seed[key]] += 1
             case "request.answered":
                 self._answered(key, fields["seed"])
             case "request.settled" | "request.withdrawn":
