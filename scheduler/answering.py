@@ -122,7 +122,8 @@ class Answering:
 
         async def attempt() -> RawAnswer:
             nonlocal dispatched_at
-            await lane.readiness.wait(self._events)
+            if lane.readiness.in_doubt:
+                await self._ready(lane, entry)
             await self._slots.hold(lane, entry)
             dispatched_at = anyio.current_time()
             entry.attempts += 1
@@ -144,6 +145,16 @@ class Answering:
             await self._journal.store(entry.request, answer, lane.info.fingerprint)
         self._events.answered(entry, answer)
         return answer
+
+    async def _ready(self, lane: Lane, entry: Entry) -> None:
+        """Return once the backend can be sent requests; nobody waits for that in vain."""
+        if entry.owner.failed:
+            entry.scope.cancel()
+        entry.waits_ready = True
+        try:
+            await lane.readiness.wait(self._events)
+        finally:
+            entry.waits_ready = False
 
     def _checked(
         self, entry: Entry, raw: RawAnswer, seed: int, reask: int, service_s: float

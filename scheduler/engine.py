@@ -287,6 +287,10 @@ class Scheduler:
         elif completion.error is not None and self._config.on_failure == "abort":
             self._end(step)
 
+    def end(self, error: RunEndingError) -> None:
+        """End every step with `error`, now and later; what is in flight is finished and kept."""
+        self._abort(error)
+
     def _abort(self, error: SchedulerError) -> None:
         """End every step with `error`; what is in flight may finish."""
         if self._fatal is None:
@@ -306,7 +310,7 @@ class Scheduler:
             if not entry.dispatched:
                 self._lanes[entry.request.backend].withdraw(entry)
                 self._settle(entry, None)
-            elif entry.slot is None or in_flight_too:
+            elif entry.slot is None or entry.waits_ready or in_flight_too:
                 entry.scope.cancel()
 
     def _note_idle(self) -> None:

@@ -40,6 +40,7 @@ class Entry:
         last_slot: The slot it held last, or -1.
         answers: What was answered so far, from the journal or by the backend.
         attempts: Attempts dispatched so far.
+        waits_ready: Whether it is not sent yet, because its backend may be gone.
         got_slot: Set when a slot is assigned after a pause.
         scope: Cancels its task, once there is one.
         settled: Whether it has left the engine.
@@ -55,6 +56,7 @@ class Entry:
     last_slot: int = -1
     answers: list[Answer] = field(default_factory=list)
     attempts: int = 0
+    waits_ready: bool = False
     got_slot: anyio.Event | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     settled: bool = False

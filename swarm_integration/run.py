@@ -29,6 +29,7 @@ from swarm_integration.identity import check_same, identity
 from swarm_integration.idle import SimulationLoop
 from swarm_integration.live import watching
 from swarm_integration.monitoring import NO_ENDPOINT, Endpoint, metrics_endpoint
+from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
 from swarm_integration.outputs import Outputs
 from swarm_integration.progress import Progress
 from swarm_integration.reproducible import Reproducible
@@ -129,9 +130,14 @@ class Run:
 
         Raises:
             SchedulerError: The run was aborted; the manifest says why.
+            KeyboardInterrupt: The user has ended it.
         """
         # A runner keeps the context of its first call, which was before the repairs.
-        return self._runner.run(self._drive(Simulation(orchestrator)), context=copy_context())
+        work = self._drive(Simulation(orchestrator))
+        try:
+            return self._runner.run(work, context=copy_context())
+        except RunInterrupted as exc:
+            raise KeyboardInterrupt from exc
 
     async def _drive(self, simulation: Simulation) -> list[Any]:
         started = time.monotonic()
@@ -163,7 +169,7 @@ class Run:
                 rounds_known=self._options.mode == "batch",
             )
             try:
-                with watching(self._progress, quiet=self._options.quiet):
+                with watching(self._progress, quiet=self._options.quiet), ended_by_ctrl_c(scheduler):
                     metrics = await driver.run()
             finally:
                 counts = driver.actions.summary()

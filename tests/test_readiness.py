@@ -9,7 +9,13 @@ import pytest
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
-from scheduler.errors import BackendUnavailable, ConnectionFailed, RequestFailed, SchedulerError
+from scheduler.errors import (
+    BackendUnavailable,
+    ConnectionFailed,
+    RequestFailed,
+    RunEndingError,
+    SchedulerError,
+)
 from scheduler.readiness import Readiness
 from scheduler.types import Request
 from tests.doubles import NoLog, TracingBackend, config
@@ -145,6 +151,26 @@ async def test_requests_fail_soon_while_a_server_is_known_to_be_gone() -> None:
         back = await scheduler.run_step(questions(6, step=2))
     assert all(completion.ok and completion.attempts == 1 for completion in back)
     assert told.events == [("backend.lost", "default"), ("backend.back", "default")]
+
+
+async def test_a_step_that_fails_does_not_wait_for_a_server_that_is_gone() -> None:
+    backend = Outage(0.5, 1e9, slots=2, delay=lambda request, _: 1.0)
+    async with Scheduler(backend, config(queue_limit=100)) as scheduler:
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_end_later, scheduler)
+            with pytest.raises(RunEndingError):
+                await scheduler.run_step(questions(20))
+        assert anyio.current_time() - began == pytest.approx(10)
+        await scheduler.drain()
+        assert anyio.current_time() - began == pytest.approx(10)
+        with pytest.raises(RunEndingError):
+            await scheduler.submit(question())
+
+
+async def _end_later(scheduler: Scheduler) -> None:
+    await anyio.sleep(10)
+    scheduler.end(RunEndingError("that is all"))
 
 
 async def test_one_lost_backend_does_not_touch_another() -> None:
