@@ -19,3 +19,9 @@ def test_structured_example_runs_and_counts_every_vote() -> None:
     output = subprocess.run(example, check=True, capture_output=True, text=True).stdout
     assert [line.split(":")[0] for line in output.splitlines()] == ["step 0", "step 1"]
     assert all(" of 5 say yes" in line for line in output.splitlines())
+
+
+def test_every_fault_of_the_reliability_document_has_its_test() -> None:
+    check = [sys.executable, str(ROOT / "benchmarks/reliability.py"), "--check"]
+    done = subprocess.run(check, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
