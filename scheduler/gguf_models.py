@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler.gguf_shape import (
+    PRESET_SEEDS,
     PRESETS,
     GgufModelError,
     ModelShape,
@@ -39,6 +40,7 @@ from scheduler.gguf_writer import (
 __all__ = [
     "CHAT_TEMPLATE",
     "PRESETS",
+    "PRESET_SEEDS",
     "RECIPE_KEY",
     "GgufMissingError",
     "GgufModelError",

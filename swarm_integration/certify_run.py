@@ -9,7 +9,7 @@ from typing import Any
 
 from swarm_integration.certify import effective_config
 from swarm_integration.certify_options import CertifyOptions
-from swarm_integration.cli import EXIT_ABORTED
+from swarm_integration.ending import EXIT_ABORTED
 from swarm_integration.matrix import SLOTS, Plan, fake_cells, measure, model_cells
 
 

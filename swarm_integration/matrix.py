@@ -26,8 +26,8 @@ from typing import Any
 import yaml
 
 from scheduler.errors import ConfigError, SchedulerError
-from swarm_integration.cli import EXIT_BAD_INPUT
 from swarm_integration.config import InferenceConfig
+from swarm_integration.ending import EXIT_BAD_INPUT
 from swarm_integration.hashseed import SWITCH_OFF
 from swarm_integration.rundir import MANIFEST, METRICS
 from swarm_integration.scenario import load_scenario

@@ -27,9 +27,9 @@ from swarm_integration.config import InferenceConfig
 from swarm_integration.driver import Driver, Mode
 from swarm_integration.identity import check_same, identity
 from swarm_integration.idle import SimulationLoop
+from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
 from swarm_integration.live import watching
 from swarm_integration.monitoring import NO_ENDPOINT, Endpoint, metrics_endpoint
-from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
 from swarm_integration.outputs import Outputs
 from swarm_integration.progress import Progress
 from swarm_integration.reproducible import Reproducible
@@ -169,7 +169,10 @@ class Run:
                 rounds_known=self._options.mode == "batch",
             )
             try:
-                with watching(self._progress, quiet=self._options.quiet), ended_by_ctrl_c(scheduler):
+                with (
+                    watching(self._progress, quiet=self._options.quiet),
+                    ended_by_ctrl_c(scheduler),
+                ):
                     metrics = await driver.run()
             finally:
                 counts = driver.actions.summary()
