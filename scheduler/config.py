@@ -131,6 +131,12 @@ class BackendConfig(Section):
     model_path: Path | None = Field(
         None, strict=False, description="GGUF file that a managed server or this process loads."
     )
+    engine: Literal["auto", "locked", "batched"] = Field(
+        "auto",
+        description="How a model in this process answers: one prompt after another (locked), or "
+        "several at once in steps whose sizes were found to give the same bits (batched). auto: "
+        "batched where such sizes are found, else locked.",
+    )
     n_gpu_layers: Annotated[int, Field(ge=0, strict=True)] = Field(
         0, description="Layers put on the GPU by a managed server or a model in this process."
     )

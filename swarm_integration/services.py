@@ -192,6 +192,9 @@ class _Maker:
                     n_ctx=endpoint.n_ctx,
                     n_threads=endpoint.n_threads,
                     n_gpu_layers=config.n_gpu_layers,
+                    engine=config.engine,
+                    slots=self._slots,
+                    log=self._log,
                 )
             case "openai":
                 timeout_s = min(services[agent_id].timeout_s for agent_id in agents)

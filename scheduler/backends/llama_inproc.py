@@ -1,29 +1,31 @@
-"""A llama.cpp model in this process as a backend: one model, one answer after another.
+"""A llama.cpp model in this process as a backend: one model, one or several answers at once.
 
-The `locked` engine: the model is loaded once for everyone who asks this backend, and lives on a
-thread of its own, which is also its lock. Make one backend per file, context and thread count;
-nothing is global. An answer depends on the request, the seed and the model, never on what ran
-before. Batching is not done here.
+The model is loaded once for everyone who asks this backend, and lives on a thread of its own,
+which is also its lock. Make one backend per file, context and thread count; nothing is global.
+An answer depends on the request, the seed and the model, never on what ran before or beside it.
+The `locked` engine (`llama_native.py`) gives one answer after another, the `batched` one
+(`llama_batched.py`) several at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from scheduler.backends.base import BackendInfo, RawAnswer
-from scheduler.backends.llama_memory import available_bytes, check_memory, needed_bytes
+from scheduler.backends.llama_memory import available_bytes, check_memory, memory_need
 from scheduler.backends.native_model import (
     PENALTY_TOKENS,
     RANDOM_SEED,
     AnswerStopped,
     NativeModel,
     NativeSpec,
+    import_llama_cpp,
     load_native,
 )
 from scheduler.backends.native_thread import NativeThread, Stopped
@@ -36,7 +38,14 @@ from scheduler.errors import (
     RequestRejected,
 )
 from scheduler.gguf_file import GgufHeader, file_sha256, read_gguf_header
+from scheduler.observe import EventLog
 from scheduler.types import Message, Request
+
+if TYPE_CHECKING:
+    from scheduler.backends.llama_batched import BatchedAnswers
+
+Engine = Literal["auto", "locked", "batched"]
+Slots = int | Literal["auto"]
 
 _OVERDUE_SHARE = 0.9
 """The part of its deadline that a request waits for a call that does not return.
@@ -58,7 +67,12 @@ class LlamaInprocBackend:
         n_threads: CPU threads; by default one per CPU that this process may use. Bits depend on it.
         n_gpu_layers: Layers put on the GPU; -1 for all.
         grace_s: How long a cancelled request waits for the model to stop, in seconds.
-        load: Loads the model; tests give another.
+        engine: `locked`, `batched`, or `auto`: batched where a calibration finds how answers do
+            not depend on each other, else locked.
+        slots: How many answers are written at once by the batched engine.
+        log: Is told of memory and calibration.
+        cache_folder: Where calibrations are kept; the user's cache directory if None.
+        load: Loads the model for the locked engine; tests give another.
 
     Raises:
         ConfigError: A number is out of range.
@@ -72,6 +86,10 @@ class LlamaInprocBackend:
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         grace_s: float = 2.0,
+        engine: Engine = "locked",
+        slots: Slots = "auto",
+        log: EventLog | None = None,
+        cache_folder: Path | None = None,
         load: Callable[[NativeSpec], NativeModel] = load_native,
     ) -> None:
         if n_ctx < 1 or (n_threads is not None and n_threads < 1) or n_gpu_layers < -1:
@@ -81,9 +99,17 @@ class LlamaInprocBackend:
             )
         threads = n_threads or _usable_cpus()
         self._spec = NativeSpec(model_path, n_ctx, threads, n_gpu_layers)
+        if slots != "auto" and slots < 1:
+            raise ConfigError(f"slots must be 1 or more, got {slots}")
+        self._engine = engine
+        self._slots: Slots = slots
+        self._log = log
+        self._cache_folder = cache_folder
         self._load = load
+        self._grace_s = grace_s
         self._thread = NativeThread(f"llama {model_path.name}", grace_s=grace_s)
         self._native: NativeModel | None = None
+        self._batched: BatchedAnswers | None = None
         self._info: BackendInfo | None = None
         self._closed = False
 
@@ -119,11 +145,23 @@ class LlamaInprocBackend:
             ConnectionFailed: The backend was closed.
             ServerFault: llama.cpp failed.
         """
-        if self._closed or self._native is None:
+        if self._closed or self._info is None:
             raise ConnectionFailed(f"{request.label}: {self._why_not()}")
-        native = self._native
         _check_sampling(request, seed)
         await self._wait_overdue(request)
+        try:
+            if self._batched is not None:
+                return await self._batched.answer(request, seed)
+            return await self._answer_alone(request, seed)
+        except AnswerStopped as exc:
+            raise ConnectionFailed(
+                f"{request.label}: the backend was closed before the answer was complete"
+            ) from exc
+
+    async def _answer_alone(self, request: Request, seed: int) -> RawAnswer:
+        native = self._native
+        if native is None:
+            raise AnswerStopped
 
         def answer(stopped: Stopped) -> RawAnswer:
             if self._closed:
@@ -132,12 +170,7 @@ class LlamaInprocBackend:
             self._check_fits(request, len(prompt.tokens))
             return native.answer(prompt, request.sampling, seed, request.schema, stopped)
 
-        try:
-            return await self._thread.run(answer, label=request.label, interrupt=native.interrupt)
-        except AnswerStopped as exc:
-            raise ConnectionFailed(
-                f"{request.label}: the backend was closed before the answer was complete"
-            ) from exc
+        return await self._thread.run(answer, label=request.label, interrupt=native.interrupt)
 
     async def count_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
         """Return the exact number of tokens that `messages` are as a prompt.
@@ -148,7 +181,7 @@ class LlamaInprocBackend:
         Raises:
             RequestRejected: The model's chat template refuses the messages.
         """
-        native = self._native
+        native = self._batched or self._native
         if self._closed or native is None:
             return None
         prompt = await self._thread.run(
@@ -159,35 +192,72 @@ class LlamaInprocBackend:
     async def aclose(self) -> None:
         """Stop what runs and free model, context and thread; may be called twice."""
         self._closed = True
+        if self._batched is not None:
+            self._batched.stop()
         await self._thread.aclose(self._free)
 
     def _free(self) -> None:
-        native, self._native = self._native, None
-        if native is not None:
-            native.close()
+        for native in (self._native, self._batched):
+            if native is not None:
+                native.close()
+        self._native = self._batched = None
 
     def _get_ready(self) -> BackendInfo:
         """Check, hash and load, on the model's thread."""
         if self._info is None:
             spec = self._spec
             header = read_gguf_header(spec.path)
-            check_memory(header, spec.n_ctx, _layers(header, spec), available_bytes())
+            if self._engine == "locked":
+                check_memory(header, spec.n_ctx, spec.n_gpu_layers, available_bytes())
             digest = file_sha256(spec.path)
-            self._native = self._load(spec)
+            slots, facts = self._open(header, digest)
             self._info = BackendInfo(
                 kind="llama_inproc",
-                slots=1,
+                slots=slots,
                 context_per_slot=spec.n_ctx,
                 model=spec.path.name,
-                build=f"llama-cpp-python {self._native.facts.get('llama_cpp_python', '')}".strip(),
-                facts={**_facts(header, spec), "model_sha256": digest, **self._native.facts},
-                serial=True,
+                build=f"llama-cpp-python {facts.get('llama_cpp_python', '')}".strip(),
+                facts={**_facts(header, spec), "model_sha256": digest, **facts},
+                serial=self._batched is None,
             )
         return self._info
 
+    def _open(self, header: GgufHeader, digest: str) -> tuple[int, Mapping[str, Any]]:
+        """Load the model into its engine; return the number of slots and the engine's facts."""
+        if self._engine == "locked":
+            self._native = self._load(self._spec)
+            memory = memory_need(header, self._spec.n_ctx, self._spec.n_gpu_layers)
+            facts = {"engine": "locked", "memory_bytes": memory.total}
+            return 1, {**self._native.facts, **facts}
+        import_llama_cpp()
+        from scheduler.backends.llama_batched import (  # noqa: PLC0415 - needs the optional extra
+            BatchedAnswers,
+            Opening,
+            open_batched,
+        )
+
+        opening = Opening(
+            spec=self._spec,
+            header=header,
+            model_sha256=digest,
+            must=self._engine == "batched",
+            slots=self._slots,
+            available=available_bytes,
+            log=self._log,
+            cache_folder=self._cache_folder,
+        )
+        opened = open_batched(opening)
+        self._native = opened.locked
+        if opened.engine is not None:
+            self._batched = BatchedAnswers(
+                opened.engine, self._thread, self._grace_s, self._check_fits
+            )
+            self._thread.do_between(opened.engine.turn)
+        return opened.slots, opened.facts
+
     async def _wait_overdue(self, request: Request) -> None:
         """Wait until a call that was told to stop has returned."""
-        overdue = self._thread.overdue
+        overdue = self._thread.overdue or (self._batched.overdue if self._batched else None)
         if overdue is None:
             return
         with anyio.move_on_after(_OVERDUE_SHARE * request.timeout_s):
@@ -219,7 +289,6 @@ class LlamaInprocBackend:
 def _facts(header: GgufHeader, spec: NativeSpec) -> dict[str, Any]:
     template, trained = header.chat_template, header.dimension("context_length")
     facts: dict[str, Any] = {
-        "engine": "locked",
         "model_file": header.path.name,
         "model_bytes": header.bytes,
         "architecture": header.architecture,
@@ -228,7 +297,6 @@ def _facts(header: GgufHeader, spec: NativeSpec) -> dict[str, Any]:
         "n_ctx": spec.n_ctx,
         "n_threads": spec.n_threads,
         "n_gpu_layers": spec.n_gpu_layers,
-        "memory_bytes": needed_bytes(header, spec.n_ctx, _layers(header, spec)),
         "penalty_tokens": PENALTY_TOKENS,
     }
     if trained and spec.n_ctx > trained:
@@ -236,10 +304,6 @@ def _facts(header: GgufHeader, spec: NativeSpec) -> dict[str, Any]:
             f"n_ctx {spec.n_ctx} is more than the {trained} tokens that the model was trained for"
         )
     return facts
-
-
-def _layers(header: GgufHeader, spec: NativeSpec) -> int:
-    return header.dimension("block_count") if spec.n_gpu_layers < 0 else spec.n_gpu_layers
 
 
 def _check_sampling(request: Request, seed: int) -> None:

@@ -7,6 +7,7 @@ from the file's header: weights as large as the file, keys and values in F16, an
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
@@ -17,8 +18,46 @@ _MIB = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed_bytes(header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0) -> int:
-    """Return the main memory that a model takes with one context of `n_ctx` tokens."""
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """The main memory that a model takes.
+
+    Attributes:
+        weights: The model's weights, in bytes.
+        sequence: Keys and values of one sequence, in bytes.
+        sequences: How many sequences there are.
+        computing: Room to compute, in bytes.
+    """
+
+    weights: int
+    sequence: int
+    sequences: int
+    computing: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.sequence * self.sequences + self.computing
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total // _MIB:,} MiB ({self.weights // _MIB:,} for the weights, "
+            f"{self.sequence // _MIB:,} for each of {self.sequences} sequences, "
+            f"{self.computing // _MIB:,} to compute)"
+        )
+
+
+def memory_need(
+    header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0, *, sequences: int = 1
+) -> MemoryNeed:
+    """Return the main memory that a model takes with `sequences` of `n_ctx` tokens each.
+
+    Args:
+        header: The model file's header.
+        n_ctx: Tokens of one sequence.
+        n_gpu_layers: Layers on the GPU, which has memory of its own; -1 for all.
+        sequences: How many sequences there are.
+    """
     layers = max(1, header.dimension("block_count"))
     heads = header.dimension("attention.head_count") or 1
     width = header.dimension("embedding_length")
@@ -26,9 +65,14 @@ def needed_bytes(header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0) -> int:
     key = header.dimension("attention.key_length") or width // heads
     value = header.dimension("attention.value_length") or width // heads
     kv_cache = 2 * layers * n_ctx * kv_heads * (key + value)
-    on_cpu = max(0, layers - n_gpu_layers) / layers
+    on_cpu = 0.0 if n_gpu_layers < 0 else max(0, layers - n_gpu_layers) / layers
     computing = 4 * CHUNK_TOKENS * (n_ctx + 8 * width) + 32 * _MIB
-    return int((header.bytes + kv_cache) * on_cpu) + computing
+    return MemoryNeed(int(header.bytes * on_cpu), int(kv_cache * on_cpu), sequences, computing)
+
+
+def needed_bytes(header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0) -> int:
+    """Return the main memory that a model takes with one context of `n_ctx` tokens."""
+    return memory_need(header, n_ctx, n_gpu_layers).total
 
 
 def available_bytes() -> int | None:
@@ -43,13 +87,21 @@ def check_memory(header: GgufHeader, n_ctx: int, n_gpu_layers: int, available: i
     Raises:
         ConfigError: It needs more than `available` bytes.
     """
-    needed = needed_bytes(header, n_ctx, n_gpu_layers)
-    if available is not None and needed > available:
-        raise ConfigError(
-            f"model {header.path} needs about {needed // _MIB:,} MiB with n_ctx {n_ctx}, and "
-            f"{available // _MIB:,} MiB are available; lower n_ctx, take a smaller model or "
-            "quantization, or free memory"
+    need = memory_need(header, n_ctx, n_gpu_layers)
+    if available is not None and need.total > available:
+        raise too_large(
+            header.path,
+            need,
+            available,
+            "lower n_ctx, take a smaller model or quantization, or free memory",
         )
+
+
+def too_large(path: Path, need: MemoryNeed, available: int, remedy: str) -> ConfigError:
+    """Return the error that says what a model needs and what there is."""
+    return ConfigError(
+        f"model {path} needs about {need}, and {available // _MIB:,} MiB are available; {remedy}"
+    )
 
 
 def _system_bytes() -> int | None:

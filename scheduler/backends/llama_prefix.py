@@ -30,10 +30,15 @@ def cut(tokens: Sequence[int], system_tokens: int = 0) -> tuple[Chunk, ...]:
         system_tokens: How many tokens at its start belong to the system message, which other
             prompts may share.
     """
-    border = min(system_tokens, len(tokens) - 1) // BORDER_STEP * BORDER_STEP
+    border = border_of(tokens, system_tokens)
     starts = [*range(0, border, CHUNK_TOKENS), *range(border, len(tokens), CHUNK_TOKENS)]
     ends = [*starts[1:], len(tokens)]
     return tuple(tuple(tokens[i:j]) for i, j in zip(starts, ends, strict=True))
+
+
+def border_of(tokens: Sequence[int], system_tokens: int) -> int:
+    """Return how many leading tokens other prompts with this system message may share."""
+    return min(system_tokens, len(tokens) - 1) // BORDER_STEP * BORDER_STEP
 
 
 def count_kept(resident: Sequence[Chunk], wanted: Sequence[Chunk]) -> int:

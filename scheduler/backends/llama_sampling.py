@@ -83,13 +83,58 @@ class Grammars:
             return str(json_schema_to_gbnf(json.dumps(dict(schema.schema))))
 
 
+class Scores:
+    """Room for the scores of one row, which the samplers of all answers share in turn.
+
+    Args:
+        lib: The module `llama_cpp`.
+        vocabulary_size: How many scores a row has.
+    """
+
+    def __init__(self, lib: Any, vocabulary_size: int) -> None:
+        self._lib = lib
+        kind = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
+        self._entries = np.zeros(vocabulary_size, dtype=kind)
+        self._alone = np.zeros(1, dtype=kind)
+        self._ids = np.arange(vocabulary_size, dtype=np.int32)
+
+    @property
+    def count(self) -> int:
+        """How many scores a row has."""
+        return len(self._ids)
+
+    def draw(self, context: Any, row: int, samplers: Sequence[Any]) -> int:
+        """Return the token that `samplers`, one after the other, choose from a row's scores."""
+        logits = self._lib.llama_get_logits_ith(context, row)
+        self._entries["id"] = self._ids
+        self._entries["logit"] = np.ctypeslib.as_array(logits, self._ids.shape)
+        array = self._array(self._entries)
+        for sampler in samplers:
+            self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def allows(self, grammar: Any, token: int) -> bool:
+        """Whether `grammar` lets `token` come next."""
+        alone = self._alone
+        alone["id"], alone["logit"] = token, 1.0
+        array = self._array(alone)
+        self._lib.llama_sampler_apply(grammar, ctypes.byref(array))
+        return bool(alone["logit"][0] == 1.0)
+
+    def _array(self, entries: np.ndarray[Any, Any]) -> Any:
+        pointer = entries.ctypes.data_as(self._lib.llama_token_data_p)
+        return self._lib.llama_token_data_array(
+            data=pointer, size=len(entries), selected=-1, sorted=False
+        )
+
+
 class TokenPicker:
     """Draws the tokens of one answer.
 
     Args:
         lib: The module `llama_cpp`.
-        vocabulary_size: How many scores a token is drawn from.
-        sampling: How it is drawn.
+        scores: Where rows of scores are looked at.
+        sampling: How a token is drawn.
         seed: Seed in [0, 2**32 - 1).
         grammar: A grammar's sampler, freed with this, or None.
         prompt: The prompt's tokens, the last of which the penalties look back on.
@@ -98,72 +143,49 @@ class TokenPicker:
     def __init__(
         self,
         lib: Any,
-        vocabulary_size: int,
+        scores: Scores,
         sampling: Sampling,
         seed: int,
         grammar: Any,
         prompt: Sequence[int],
     ) -> None:
         self._lib = lib
+        self._scores = scores
         self._grammar = grammar
-        self._chain = _chain(lib, vocabulary_size, sampling, seed)
+        self._chain = _chain(lib, scores.count, sampling, seed)
         for token in prompt[-PENALTY_TOKENS:]:
             lib.llama_sampler_accept(self._chain, token)
-        if grammar is not None:
-            kind = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
-            self._entries = np.zeros(vocabulary_size, dtype=kind)
-            self._ids = np.arange(vocabulary_size, dtype=np.int32)
 
-    def pick(self, context: Any, *, held: bool) -> int:
-        """Draw a token from the last evaluated row's scores; it counts as drawn.
+    def pick(self, context: Any, row: int, *, held: bool) -> int:
+        """Draw a token from the scores of an evaluated row; it counts as drawn.
 
         Args:
             context: The llama.cpp context.
+            row: The row's place in what was evaluated last; -1 is its last one.
             held: Whether the grammar, if there is one, holds for this token.
 
         Returns:
             The token, or -1 if the grammar allows none.
         """
         if self._grammar is None or not held:
-            return int(self._lib.llama_sampler_sample(self._chain, context, -1))
-        token = self._draw(context, masked=False)
+            return int(self._lib.llama_sampler_sample(self._chain, context, row))
+        token = self._scores.draw(context, row, [self._chain])
         # Masking the whole vocabulary is slow, and mostly the first draw is allowed.
-        if not self._allows(token):
-            token = self._draw(context, masked=True)
-            if not self._allows(token):
+        if not self._scores.allows(self._grammar, token):
+            token = self._scores.draw(context, row, [self._grammar, self._chain])
+            if not self._scores.allows(self._grammar, token):
                 return -1
         self._lib.llama_sampler_accept(self._grammar, token)
         self._lib.llama_sampler_accept(self._chain, token)
         return token
 
     def close(self) -> None:
-        """Free the samplers."""
-        self._lib.llama_sampler_free(self._chain)
-        if self._grammar is not None:
-            self._lib.llama_sampler_free(self._grammar)
-
-    def _draw(self, context: Any, *, masked: bool) -> int:
-        logits = self._lib.llama_get_logits_ith(context, -1)
-        self._entries["id"] = self._ids
-        self._entries["logit"] = np.ctypeslib.as_array(logits, self._ids.shape)
-        array = self._array(self._entries)
-        if masked:
-            self._lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        self._lib.llama_sampler_apply(self._chain, ctypes.byref(array))
-        return int(array.data[array.selected].id)
-
-    def _allows(self, token: int) -> bool:
-        alone = np.zeros(1, dtype=self._entries.dtype)
-        alone["id"], alone["logit"] = token, 1.0
-        array = self._array(alone)
-        self._lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(alone["logit"][0] == 1.0)
-
-    def _array(self, entries: np.ndarray[Any, Any]) -> Any:
-        pointer = entries.ctypes.data_as(self._lib.llama_token_data_p)
-        return self._lib.llama_token_data_array(
-            data=pointer, size=len(entries), selected=-1, sorted=False
-        )
+        """Free the samplers; may be called twice."""
+        chain, grammar = self._chain, self._grammar
+        self._chain = self._grammar = None
+        for sampler in (chain, grammar):
+            if sampler is not None:
+                self._lib.llama_sampler_free(sampler)
 
 
 def _chain(lib: Any, vocabulary_size: int, sampling: Sampling, seed: int) -> Any:

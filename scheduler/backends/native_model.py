@@ -76,14 +76,26 @@ def load_native(spec: NativeSpec) -> NativeModel:
     Raises:
         ConfigError: llama-cpp-python is missing, or llama.cpp can't load the file.
     """
+    lib = import_llama_cpp()
+    from scheduler.backends.llama_library import LoadedModel  # noqa: PLC0415 - needs it too
+    from scheduler.backends.llama_native import LlamaModel  # noqa: PLC0415 - needs it too
+
+    return LlamaModel(LoadedModel(lib, spec))
+
+
+def import_llama_cpp() -> Any:
+    """Return the module `llama_cpp`.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import llama_cpp  # noqa: PLC0415 - an optional extra
-
-        from scheduler.backends.llama_native import LlamaModel  # noqa: PLC0415 - needs it too
+        import numpy  # noqa: F401, PLC0415 - comes with it
     except ImportError as exc:
         raise ConfigError(
             "running a model in process needs llama-cpp-python; install it with: "
             'pip install "swarm-inference-scheduler[llama-cpp]" (it is compiled on your machine, '
             "which takes minutes and needs a C and C++ compiler), or use a llama-server"
         ) from exc
-    return LlamaModel(llama_cpp, spec)
+    return llama_cpp

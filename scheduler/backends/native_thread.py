@@ -84,6 +84,7 @@ class NativeThread:
         self._thread: threading.Thread | None = None
         self._current: _Call[Any] | None = None
         self._closed = False
+        self._between: Callable[[], bool] = lambda: False
 
     @property
     def overdue(self) -> str | None:
@@ -124,6 +125,13 @@ class NativeThread:
             raise
         return call.result()
 
+    def do_between(self, work: Callable[[], bool]) -> None:
+        """Have the thread call `work` whenever no call waits, until it returns False.
+
+        It is called again after the next call. Give it on the owned thread.
+        """
+        self._between = work
+
     async def aclose(self, last: Callable[[], None]) -> None:
         """Stop what runs, run `last` after it and end the thread; may be called twice.
 
@@ -152,7 +160,16 @@ class NativeThread:
         call.abandoned = not call.done.is_set()
 
     def _loop(self) -> None:
-        while (call := self._calls.get()) is not None:
+        more = False
+        while True:
+            try:
+                call = self._calls.get(block=not more)
+            except queue.Empty:
+                more = self._between()
+                continue
+            if call is None:
+                return
             self._current = call
             call.run()
             self._current = None
+            more = True

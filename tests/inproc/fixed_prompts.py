@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 
-from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.backends.llama_inproc import Engine, LlamaInprocBackend
 from scheduler.engine import Scheduler
 from scheduler.seeds import request_seed
 from scheduler.types import Message, OutputSchema, Request, Sampling
@@ -59,18 +59,30 @@ async def answers_of(backend: LlamaInprocBackend, numbers: Sequence[int]) -> dic
     return texts
 
 
-async def _main(path: Path, count: int) -> None:
+async def _main(path: Path, count: int, engine: Engine, slots: int, kept: Path | None) -> None:
     import resource
 
-    backend = LlamaInprocBackend(path, n_ctx=2048, n_threads=1)
+    backend = LlamaInprocBackend(
+        path, n_ctx=2048, n_threads=1, engine=engine, slots=slots, cache_folder=kept
+    )
     async with Scheduler(backend) as scheduler:
         done = await scheduler.run_step([fixed_request(n) for n in range(count)])
+        fingerprint = scheduler.info["default"].fingerprint
     await backend.aclose()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mib = peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
     texts = {n: done[n].answers[0].text for n in range(count)}
-    print(json.dumps({"texts": texts, "peak_mib": peak_mib}))
+    print(json.dumps({"texts": texts, "peak_mib": peak_mib, "fingerprint": fingerprint}))
 
 
 if __name__ == "__main__":
-    anyio.run(_main, Path(sys.argv[1]), int(sys.argv[2]))
+    path, count, *more = sys.argv[1:]
+    engine, slots, kept = more or ("locked", "1", "")
+    anyio.run(
+        _main,
+        Path(path),
+        int(count),
+        "batched" if engine == "batched" else "locked",
+        int(slots),
+        Path(kept) if kept else None,
+    )

@@ -22,9 +22,9 @@ from scheduler.backends.llama_inproc import LlamaInprocBackend
 from scheduler.backends.llama_sampling import MOST_GRAMMARS, Grammars
 from scheduler.engine import Scheduler
 from scheduler.errors import ConfigError, ContextExceeded, RequestRejected
-from scheduler.gguf_models import ModelShape, write_model
 from scheduler.seeds import request_seed
 from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling
+from tests.inproc.conftest import TYPES
 from tests.inproc.fixed_prompts import ACT, answers_of, fixed_request
 
 if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
@@ -32,25 +32,8 @@ if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLA
 
 import llama_cpp
 
-TYPES = ("Q8_0", "F16", "Q4_K_M")
 PROMPTS = range(12)
 ENDLESS = OutputSchema("endless", {"type": "string", "minLength": 1900})
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    paths = {name: folder / f"{name}.gguf" for name in TYPES}
-    for name in ("Q8_0", "F16"):
-        shape = ModelShape(
-            "inproc", layers=3, width=256, heads=4, kv_heads=2, ff_width=512, weight_type=name
-        )
-        write_model(paths[name], shape)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    names = str(paths["F16"]).encode(), str(paths["Q4_K_M"]).encode()
-    assert llama_cpp.llama_model_quantize(*names, params) == 0
-    return paths
 
 
 @pytest.fixture

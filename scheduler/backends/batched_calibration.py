@@ -1,0 +1,233 @@
+"""Which row counts of a decode step agree bit for bit: found by comparing scores, here and now.
+
+It is a property of the kernels that this build picks on this processor for this model, so it is
+measured and not assumed. Probes of different lengths are put into neighbouring sequences and
+evaluated in steps of each row count, at several places; their scores are compared by digest.
+What is found follows from the machine and the file alone, never from the configured slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+
+from scheduler.backends.batched_rows import agreeing
+from scheduler.backends.llama_library import Context, LoadedModel, Row
+from scheduler.backends.llama_prefix import BORDER_STEP, CHUNK_TOKENS
+from scheduler.errors import ServerFault
+
+Level = Literal["invariant", "ordered"]
+
+CALIBRATED_ROWS = 16
+"""Row counts up to this one are always tried, however many slots there are."""
+
+LARGE_MODEL_BYTES = 1 << 30
+"""Of a model whose file is larger, fewer row counts and shorter probes are tried."""
+
+_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was found.
+
+    Attributes:
+        level: `invariant`: answers do not depend on what else is in the batch. `ordered`: no
+            row count is known for which that is so.
+        rows: The row counts that agree with each other, ascending.
+        tried: The row counts that were compared.
+        comparisons: How many rows of scores were compared.
+    """
+
+    level: Level
+    rows: tuple[int, ...]
+    tried: tuple[int, ...]
+    comparisons: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain JSON data."""
+        return {
+            "level": self.level,
+            "rows": list(self.rows),
+            "tried": list(self.tried),
+            "comparisons": self.comparisons,
+            "chunk_tokens": CHUNK_TOKENS,
+            "border_step": BORDER_STEP,
+        }
+
+
+def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
+    """Find the row counts that agree; this takes seconds with a small model.
+
+    Args:
+        model: The loaded model.
+        model_bytes: The size of its file, which decides how much is tried.
+
+    Raises:
+        ConfigError: There is no room for the probes.
+        ServerFault: llama.cpp failed.
+    """
+    large = model_bytes > LARGE_MODEL_BYTES
+    tried = (1, 2, 4, 8, 12, 16) if large else tuple(range(1, CALIBRATED_ROWS + 1))
+    probes = _Probes(model, CALIBRATED_ROWS + 2, longest=280 if large else 530)
+    try:
+        rows = agreeing({count: probes.signature(count) for count in tried})
+        holds = max(rows, default=1) > 1 and probes.hold_on(rows) and probes.move(max(rows))
+    finally:
+        probes.close()
+    if not holds:
+        return Calibration("ordered", (), tried, probes.comparisons)
+    return Calibration("invariant", rows, tried, probes.comparisons)
+
+
+def extend(model: LoadedModel, rows: Sequence[int], slots: int) -> tuple[int, ...]:
+    """Return `rows` and what agrees with them of larger row counts, to hold `slots`.
+
+    Raises:
+        ConfigError: There is no room for the probes.
+        ServerFault: llama.cpp failed.
+    """
+    known = max(rows)
+    top = -(-slots // 4) * 4
+    more = [count for count in range(known // 4 * 4 + 4, top + 1, 4) if count not in rows]
+    if not more:
+        return tuple(rows)
+    probes = _Probes(model, top + 2, longest=60)
+    try:
+        found = {count: probes.signature(count) for count in (known, *more)}
+    finally:
+        probes.close()
+    same = [n for n in more if agreeing({known: found[known], n: found[n]}) == (known, n)]
+    return (*rows, *same)
+
+
+class _Probes:
+    """Sequences of fixed tokens whose scores are compared.
+
+    Args:
+        model: The loaded model.
+        count: How many sequences.
+        longest: Tokens of the longest one.
+    """
+
+    def __init__(self, model: LoadedModel, count: int, *, longest: int) -> None:
+        self._model = model
+        self._count = count
+        # Lengths on both sides of 256, by which llama.cpp rounds up the keys that it looks at.
+        self._lengths = [3 + 7 * number % 29 for number in range(count)]
+        self._lengths[count // 2] = min(longest, 270)
+        self._lengths[-1] = longest
+        self._context = Context(
+            model, sequences=count, n_ctx=longest + 2 * _STEPS, most_rows=CHUNK_TOKENS
+        )
+        self.comparisons = 0
+        try:
+            for number in range(count):
+                self._read(number, number)
+        except BaseException:
+            self.close()
+            raise
+
+    def signature(self, rows: int) -> dict[int, frozenset[str]]:
+        """Return what each probe gives in steps of `rows` rows, at several places."""
+        found: dict[int, set[str]] = {}
+        last = self._count - rows
+        for start in {0, 1, last} if rows % 4 == 0 else {1, last}:
+            for number, digest in self._step(range(start, start + rows), 0).items():
+                found.setdefault(number, set()).add(digest)
+            self._back()
+        return {number: frozenset(digests) for number, digests in found.items()}
+
+    def hold_on(self, rows: Sequence[int]) -> bool:
+        """Whether several steps of the fewest rows give what steps of the most rows give."""
+        most, fewest = max(rows), min(rows)
+        runs = []
+        for size in (most, fewest):
+            digests: dict[tuple[int, int], str] = {}
+            for step in range(_STEPS):
+                for start in range(0, most - size + 1, size):
+                    for number, digest in self._step(range(start, start + size), step).items():
+                        digests[step, number] = digest
+            self._back()
+            runs.append(digests)
+        shared = runs[0].keys() & runs[1].keys()
+        return all(runs[0][key] == runs[1][key] for key in shared)
+
+    def move(self, rows: int) -> bool:
+        """Whether a copied probe, and one read again in a used sequence, give the same."""
+        longest = self._count - 1
+        start = self._count - rows
+        before = self._step(range(start, self._count), 0)[longest]
+        self._back()
+        self._context.copy(longest, start)
+        copied = self._digest_of_moved(longest, start, rows)
+        self._context.keep(start, 0)
+        again = self._read(longest, start)
+        read = self._digest_of_moved(longest, start, rows)
+        # The first chunk copied, the rest read behind it, as with a prefix that is kept.
+        self._context.copy(longest, start)
+        self._context.keep(start, CHUNK_TOKENS)
+        warm = self._read(longest, start, kept=CHUNK_TOKENS)
+        self.comparisons += 1
+        return before == copied == read and again == warm
+
+    def close(self) -> None:
+        """Free everything."""
+        self._context.close()
+
+    def _digest_of_moved(self, probe: int, sequence: int, rows: int) -> str:
+        """Return the digest of `probe` from the first row of a step, where it was moved to."""
+        window = range(sequence, sequence + rows)
+        lengths = [self._lengths[number] for number in window]
+        lengths[0] = self._lengths[probe]
+        tokens = [_token(self._model, number, -1) for number in window]
+        tokens[0] = _token(self._model, probe, -1)
+        self._evaluate(zip(tokens, lengths, window, [True] * rows, strict=True))
+        digest = self._digest(0)
+        for number, length in zip(window, lengths, strict=True):
+            self._context.keep(number, length)
+        return digest
+
+    def _read(self, probe: int, sequence: int, *, kept: int = 0) -> str:
+        """Read a probe into a sequence, chunk by chunk; return the digest of its last row."""
+        for start in range(kept, self._lengths[probe], CHUNK_TOKENS):
+            end = min(start + CHUNK_TOKENS, self._lengths[probe])
+            self._evaluate(
+                (_token(self._model, probe, place), place, sequence, place == end - 1)
+                for place in range(start, end)
+            )
+        return self._digest(-1)
+
+    def _step(self, window: range, step: int) -> dict[int, str]:
+        """Evaluate one more token of each probe of `window`; return the digests of the scores."""
+        self._evaluate(
+            (_token(self._model, number, -1 - step), self._lengths[number] + step, number, True)
+            for number in window
+        )
+        return {number: self._digest(row) for row, number in enumerate(window)}
+
+    def _back(self) -> None:
+        """Drop all steps."""
+        for number in range(self._count):
+            self._context.keep(number, self._lengths[number])
+
+    def _evaluate(self, rows: Iterable[Row]) -> None:
+        code = self._context.evaluate(rows)
+        if code != 0:
+            raise ServerFault(f"llama.cpp failed while it was calibrated (code {code})")
+
+    def _digest(self, row: int) -> str:
+        self.comparisons += 1
+        scores = self._model.lib.llama_get_logits_ith(self._context.pointer, row)
+        return blake2b(
+            np.ctypeslib.as_array(scores, (self._model.vocabulary_size,)).tobytes(), digest_size=8
+        ).hexdigest()
+
+
+def _token(model: LoadedModel, probe: int, place: int) -> int:
+    """Return a token that follows from its place alone."""
+    return (7919 * (probe + 1) + 104729 * (place + 17)) % model.vocabulary_size

@@ -1,0 +1,408 @@
+"""The batched engine with the real library: the same bits whatever shares the batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import jsonschema
+import pytest
+
+from scheduler.backends.base import BackendInfo, RawAnswer
+from scheduler.backends.calibration_cache import CalibrationCache, identity
+from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.engine import Scheduler
+from scheduler.errors import ConfigError, ConnectionFailed, ContextExceeded, RequestRejected
+from scheduler.gguf_file import file_sha256
+from scheduler.seeds import request_seed
+from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling
+from tests.inproc.conftest import TYPES
+from tests.inproc.fixed_prompts import ACT, fixed_request
+
+if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
+    pytest.skip("llama-cpp-python is not installed", allow_module_level=True)
+
+import llama_cpp
+
+from scheduler.backends.batched_calibration import Calibration
+from scheduler.backends.native_model import NativeSpec
+
+NUMBERS = range(24)
+ENDLESS = OutputSchema("endless", {"type": "string", "minLength": 1900})
+
+
+def mixed_request(n: int) -> Request:
+    """Return request n: prompts of 40 to 1,500 tokens, answers of 4 to 48."""
+    request = fixed_request(n)
+    *first, last = request.messages
+    rounds = 50 // (1 + n % 5) if n % 11 == 5 else 1
+    messages = (*first, Message("user", last.content * rounds))
+    return replace(
+        request,
+        messages=messages,
+        sampling=replace(request.sampling, max_tokens=4 + 13 * n % 45),
+        timeout_s=300,
+    )
+
+
+def endless(n: int = 0, *, rounds: int = 1) -> Request:
+    """A request that goes on until it is stopped, after a prompt of any length."""
+    messages = (Message("user", f"Round {n}. " * rounds),)
+    sampling = Sampling(0.8, 400)
+    return Request(f"agent_{n}", messages, sampling=sampling, schema=ENDLESS, timeout_s=300)
+
+
+class Batched:
+    """Starts and closes backends with the batched engine."""
+
+    def __init__(self, kept: Path) -> None:
+        self._kept = kept
+        self._open: list[LlamaInprocBackend] = []
+
+    async def __call__(self, model: Path, slots: int | str = 4, **options: Any) -> Any:
+        options = {"engine": "batched", "n_ctx": 2048, "n_threads": 1, **options}
+        options.setdefault("cache_folder", self._kept)
+        backend = LlamaInprocBackend(model, slots=slots, **options)  # type: ignore[arg-type] # "auto"
+        self._open.append(backend)
+        await backend.start()
+        return backend
+
+    async def aclose(self) -> None:
+        for backend in self._open:
+            await backend.aclose()
+
+
+@pytest.fixture
+async def batched(kept: Path) -> AsyncIterator[Batched]:
+    batched = Batched(kept)
+    yield batched
+    await batched.aclose()
+
+
+@pytest.fixture
+def model(models: dict[str, Path]) -> Path:
+    return models["Q4_K_M"]
+
+
+async def texts_of(
+    backend: LlamaInprocBackend, numbers: Sequence[int], cancelled: Collection[int] = ()
+) -> dict[int, str]:
+    """Ask all at once, in this order; those in `cancelled` are cancelled on the way."""
+    slots = anyio.CapacityLimiter((await backend.start()).slots)
+    texts: dict[int, str] = {}
+
+    async def ask(n: int) -> None:
+        async with slots:
+            if n in cancelled:
+                with anyio.move_on_after(0.01 * (n % 4)):
+                    await backend.generate(endless(n, rounds=1 + 40 * (n % 3)), seed=n, slot=0)
+            request = mixed_request(n)
+            answer = await backend.generate(request, seed=request_seed(request), slot=0)
+            texts[n] = answer.text
+
+    async with anyio.create_task_group() as tasks:
+        for n in numbers:
+            tasks.start_soon(ask, n)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def alone(models: dict[str, Path], kept: Path) -> dict[str, dict[int, str]]:
+    """What each request is answered with one slot, by the model's type."""
+
+    async def ask(weights: str) -> dict[int, str]:
+        backend = LlamaInprocBackend(
+            models[weights], n_ctx=2048, n_threads=1, engine="batched", slots=1, cache_folder=kept
+        )
+        await backend.start()
+        texts = await texts_of(backend, NUMBERS)
+        await backend.aclose()
+        return texts
+
+    with ThreadPoolExecutor(1) as thread:  # the test's own event loop runs on this one
+        found = {weights: thread.submit(anyio.run, ask, weights).result() for weights in TYPES}
+    for texts in found.values():
+        assert len(set(texts.values())) > 20
+    return found
+
+
+@pytest.mark.parametrize(
+    ("weights", "slots"),
+    [*(("Q4_K_M", slots) for slots in (2, 4, 7, 8, 12, 13, 16, 20)), ("Q8_0", 4), ("Q8_0", 13),
+     ("F16", 7), ("F16", 16)],
+)  # fmt: skip
+async def test_answers_do_not_depend_on_slots_order_or_neighbours(
+    batched: Batched,
+    models: dict[str, Path],
+    alone: dict[str, dict[int, str]],
+    weights: str,
+    slots: int,
+) -> None:
+    number = random.randrange(10**6)
+    print(f"shuffled with random.Random({number})")
+    shuffled = random.Random(number)
+    backend = await batched(models[weights], slots)
+    for _ in range(2):  # the second time what is kept of the first is warm
+        order = shuffled.sample(NUMBERS, len(NUMBERS))
+        cancelled = shuffled.sample(NUMBERS, 8)
+        assert await texts_of(backend, order, cancelled) == alone[weights]
+
+
+async def test_rows_that_do_not_agree_change_answers(
+    batched: Batched, model: Path, alone: dict[str, dict[int, str]], kept: Path, tmp_path: Path
+) -> None:
+    info: BackendInfo = await (await batched(model, 8)).start()
+    found = info.facts["calibration"]
+    if found["rows"] == found["tried"]:
+        pytest.skip("on this machine all row counts agree")
+    # The same engine, told that nothing agrees, takes as many rows as there are answers.
+    prepare(model, tmp_path, Calibration("ordered", (), (1, 2), 1))
+    backend = await batched(model, 3, cache_folder=tmp_path)
+    assert (await backend.start()).facts["calibration"]["level"] == "ordered"
+    assert await texts_of(backend, NUMBERS) != alone["Q4_K_M"]
+
+
+def prepare(model: Path, folder: Path, found: Calibration) -> None:
+    """Put a calibration where the next start finds it."""
+    spec = NativeSpec(model, 2048, 1, 0)
+    CalibrationCache(identity(llama_cpp, spec, file_sha256(model)), folder).write(found)
+
+
+async def test_evicted_prefixes_change_nothing(batched: Batched, model: Path) -> None:
+    def request(n: int) -> Request:
+        system = f"You are trader {n % 9}. " + "Trade honestly and be brief. " * (20 + n % 9)
+        messages = (Message("system", system), Message("user", f"Round {n}: what now?"))
+        return Request(f"a{n}", messages, sampling=Sampling(0.8, 6), timeout_s=300)
+
+    backend = await batched(model, 2)
+    cold, cached = {}, 0
+    for n in range(27):
+        fresh = n < 9
+        answer = await backend.generate(request(n), seed=n, slot=0)
+        cached += 0 if fresh else answer.usage.cached_tokens
+        cold[n] = answer.text
+    again = await batched(model, 8)
+    for n in reversed(range(27)):
+        assert (await again.generate(request(n), seed=n, slot=0)).text == cold[n]
+    assert cached < 18 * 100, "nine prefixes of two sequences' room were never evicted"
+
+
+async def test_a_shared_prefix_is_read_once(batched: Batched, model: Path) -> None:
+    backend = await batched(model, 4)
+    answers: dict[int, RawAnswer] = {}
+
+    async def ask(n: int) -> None:
+        answers[n] = await backend.generate(fixed_request(n), seed=1, slot=0)
+
+    async with anyio.create_task_group() as tasks:
+        for n in (2, 5, 8, 11):
+            tasks.start_soon(ask, n)
+    cached = sorted(answer.usage.cached_tokens for answer in answers.values())
+    assert cached[0] == 0
+    assert cached[1] == cached[3] > 100
+    for answer in answers.values():
+        assert answer.usage.cached_tokens < answer.usage.prompt_tokens
+        assert answer.prefill_ms is not None
+        assert answer.decode_ms is not None
+        assert min(answer.prefill_ms, answer.decode_ms) > 0
+
+
+def fresh_process(model: Path, kept: Path, slots: int) -> dict[str, Any]:
+    script = Path(__file__).with_name("fixed_prompts.py")
+    command = [sys.executable, str(script), str(model), "12", "batched", str(slots), str(kept)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    assert done.stderr == ""
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource module")
+async def test_a_new_process_answers_the_same(batched: Batched, model: Path, kept: Path) -> None:
+    first, second = fresh_process(model, kept, 3), fresh_process(model, kept, 12)
+    assert first["texts"] == second["texts"]
+    assert first["fingerprint"] == second["fingerprint"]
+    async with Scheduler(await batched(model, 5)) as scheduler:
+        done = await scheduler.run_step([fixed_request(n) for n in range(12)])
+    assert first["texts"] == {str(n): done[n].answers[0].text for n in range(12)}
+
+
+async def test_finished_answers_hold_their_schema(batched: Batched, model: Path) -> None:
+    backend = await batched(model, 8)
+    finished = 0
+
+    async def ask(seed: int) -> None:
+        nonlocal finished
+        request = replace(fixed_request(1), sampling=Sampling(1.0, 80))
+        answer = await backend.generate(request, seed=seed, slot=0)
+        if answer.finish_reason is FinishReason.STOP:
+            finished += 1
+            jsonschema.validate(json.loads(answer.text), ACT.schema)
+
+    async with anyio.create_task_group() as tasks:
+        for seed in range(12):
+            tasks.start_soon(ask, seed)
+    assert finished >= 6
+
+
+# What it says it is
+
+
+async def test_facts_do_not_depend_on_slots_or_on_what_is_kept(
+    batched: Batched, model: Path, tmp_path: Path
+) -> None:
+    infos: list[BackendInfo] = []
+    for slots in (1, 16):
+        backend = await batched(model, slots, cache_folder=tmp_path / str(slots))
+        infos.append(await backend.start())
+    kept: BackendInfo = await (await batched(model, 4, cache_folder=tmp_path / "1")).start()
+    infos.append(kept)
+    assert [info.slots for info in infos] == [1, 16, 4]
+    assert len({info.fingerprint for info in infos}) == 1
+    facts = infos[0].facts
+    assert (facts["engine"], infos[0].serial) == ("batched", False)
+    calibration = facts["calibration"]
+    assert calibration["level"] == "invariant"
+    assert max(calibration["rows"]) >= 8
+    assert calibration["comparisons"] > 100
+
+
+async def test_auto_takes_the_batched_engine_and_a_moderate_number_of_slots(
+    batched: Batched, model: Path
+) -> None:
+    info: BackendInfo = await (await batched(model, "auto", engine="auto")).start()
+    assert (info.facts["engine"], info.slots) == ("batched", 8)
+
+
+async def test_auto_takes_the_locked_engine_where_nothing_agrees(
+    batched: Batched, model: Path, tmp_path: Path
+) -> None:
+    prepare(model, tmp_path, Calibration("ordered", (), (1, 2), 1))
+    log = Log()
+    backend = await batched(model, 4, engine="auto", cache_folder=tmp_path, log=log)
+    info = await backend.start()
+    assert (info.facts["engine"], info.slots, info.serial) == ("locked", 1, True)
+    assert [event for event, _ in log.events] == ["engine.locked"]
+    locked = await batched(model, 4, engine="locked")
+    assert (await locked.start()).fingerprint == info.fingerprint
+    assert (await backend.generate(fixed_request(1), seed=1, slot=0)).text
+
+
+class Log:
+    """Keeps events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    warning = error = info
+
+
+async def test_memory_and_calibration_are_logged(
+    batched: Batched, model: Path, tmp_path: Path
+) -> None:
+    log = Log()
+    await batched(model, 6, cache_folder=tmp_path, log=log)
+    (calibrated, found), (stated, memory) = log.events
+    assert (calibrated, stated) == ("engine.calibrated", "memory.stated")
+    assert found["seconds"] > 0
+    assert (memory["slots"], memory["sequences"]) == (6, 10)
+    assert memory["bytes"] > 10 * 1024 * 3 * 256 * 2
+
+
+@pytest.mark.parametrize("engine", ["auto", "batched"])
+async def test_slots_that_do_not_fit_into_memory_are_refused_before_loading(
+    batched: Batched, model: Path, engine: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"MiB for|for each of 1000\d+ seq.*lower scheduler.slots"
+    ):
+        await batched(model, 10**6, engine=engine, n_ctx=8192)
+
+
+# What goes wrong
+
+
+async def test_a_refused_question_does_not_touch_its_neighbours(
+    batched: Batched, model: Path, alone: dict[str, dict[int, str]]
+) -> None:
+    backend = await batched(model, 4)
+    odd = OutputSchema("odd", {"not": {"type": "string"}})
+
+    async def refused() -> None:
+        with pytest.raises(RequestRejected, match="'odd'"):
+            await backend.generate(replace(fixed_request(1), schema=odd), seed=1, slot=0)
+        long = replace(endless(rounds=50), sampling=Sampling(0.8, 2000))
+        with pytest.raises(ContextExceeded, match=r"agent_0's prompt has \d+ tokens"):
+            await backend.generate(long, seed=1, slot=0)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(refused)
+        assert await texts_of(backend, range(3)) == {n: alone["Q4_K_M"][n] for n in range(3)}
+
+
+async def test_prompt_and_answer_that_just_fit_are_answered(batched: Batched, model: Path) -> None:
+    backend = await batched(model, 2, n_ctx=512)
+    request = endless(rounds=60)
+    count = await backend.count_prompt_tokens(request.messages) or 0
+    most = replace(request, sampling=Sampling(0.8, 512 - count))
+    answers: list[RawAnswer] = []
+
+    async def ask() -> None:
+        answers.append(await backend.generate(most, seed=1, slot=0))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        tasks.start_soon(ask)
+    assert [answer.usage.completion_tokens for answer in answers] == [512 - count] * 2
+    assert answers[0].text == answers[1].text
+
+
+@pytest.mark.parametrize(("rounds", "after_s"), [(1, 0.1), (300, 0.005), (300, 0.03)])
+async def test_a_cancelled_question_frees_its_sequence(
+    batched: Batched, model: Path, rounds: int, after_s: float
+) -> None:
+    backend = await batched(model, 1)
+    with anyio.move_on_after(after_s) as scope:
+        await backend.generate(endless(rounds=rounds), seed=1, slot=0)
+    assert scope.cancelled_caught
+    with anyio.fail_after(60):
+        assert (await backend.generate(fixed_request(0), seed=1, slot=0)).text
+
+
+async def test_close_while_answers_are_written_tells_all_of_them(
+    batched: Batched, model: Path
+) -> None:
+    backend = await batched(model, 2)
+    told: list[int] = []
+
+    async def ask(n: int) -> None:
+        with pytest.raises(ConnectionFailed, match="closed before the answer"):
+            await backend.generate(endless(n), seed=1, slot=0)
+        told.append(n)
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(5):  # two are written, three wait
+            tasks.start_soon(ask, n)
+        await anyio.sleep(0.01)
+        await backend.aclose()
+    assert sorted(told) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+async def test_it_runs_on_trio(
+    batched: Batched, model: Path, alone: dict[str, dict[int, str]]
+) -> None:
+    backend = await batched(model, 4)
+    assert await texts_of(backend, range(8), [3, 5]) == {n: alone["Q4_K_M"][n] for n in range(8)}
