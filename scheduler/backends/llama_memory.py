@@ -66,7 +66,8 @@ def memory_need(
     value = header.dimension("attention.value_length") or width // heads
     kv_cache = 2 * layers * n_ctx * kv_heads * (key + value)
     on_cpu = 0.0 if n_gpu_layers < 0 else max(0, layers - n_gpu_layers) / layers
-    computing = 4 * CHUNK_TOKENS * (n_ctx + 8 * width) + 32 * _MIB
+    # Without flash attention every head's scores are there at once.
+    computing = 4 * CHUNK_TOKENS * (heads * n_ctx + 8 * width) + 16 * _MIB
     return MemoryNeed(int(header.bytes * on_cpu), int(kv_cache * on_cpu), sequences, computing)
 
 
