@@ -402,8 +402,8 @@ def main() -> int:
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        path, *numbers = options.child
-        anyio.run(child, Path(path), *map(int, numbers))
+        path, slots, threads, prompts = options.child
+        anyio.run(child, Path(path), int(slots), int(threads), int(prompts))
         return 0
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         found = measure(options, options.models or Path(name))
