@@ -184,12 +184,15 @@ def engine_of(path: Path, slots: int, threads: int, rows: Sequence[int]) -> Iter
         engine.close()
 
 
-def price(
-    path: Path, threads: int, rows: Sequence[int], prompts: int, turns: int
-) -> list[dict[str, Any]]:
-    """Time fixed shapes and none in turns, with everything else equal."""
+def price(path: Path, threads: int, rows: Sequence[int], *, quick: bool) -> list[dict[str, Any]]:
+    """Time fixed shapes and none in turns, with everything else equal.
+
+    Three prompts for each slot, so that the slots are full most of the time.
+    """
     table = []
-    for slots in (8, 12, 16):
+    turns = 1 if quick else 3
+    for slots in (8,) if quick else (8, 12, 16):
+        prompts = slots if quick else 3 * slots
         times: dict[bool, list[float]] = {True: [], False: []}
         with (
             engine_of(path, slots, threads, rows) as fixed,
@@ -354,7 +357,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 continue
             elif part == "price":
                 rows = anyio.run(rows_of, path, threads)
-                result = price(path, threads, rows, prompts, 1 if quick else 3)
+                result = price(path, threads, rows, quick=quick)
             else:
                 result = speed(path, threads, anyio.run(rows_of, path, threads), prompts)
             found[part][name] = result

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scheduler.backends.llama_memory import available_bytes, needed_bytes
+from scheduler.backends.llama_memory import available_bytes, memory_need
 from scheduler.errors import ConfigError
 from scheduler.gguf_file import GgufHeader, read_gguf_header
 from scheduler.server_command import UNPROVEN_WEIGHTS
@@ -93,7 +93,7 @@ def _context(check: str, header: GgufHeader, use: ModelUse) -> Iterator[Finding]
 
 
 def _memory(check: str, header: GgufHeader, use: ModelUse, context: int) -> Finding:
-    needed = needed_bytes(header, use.slots * context, use.n_gpu_layers)
+    needed = memory_need(header, context, use.n_gpu_layers, sequences=use.slots).total
     free = available_bytes()
     facts = {"needed_bytes": needed, "available_bytes": free, "slots": use.slots}
     slots = f"{use.slots} slot{'' if use.slots == 1 else 's'} of {context:,} tokens"
