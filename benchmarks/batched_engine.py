@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -67,10 +68,7 @@ def question(n: int) -> Request:
     return Request(f"agent_{n}", messages, sampling=Sampling(0.8, 4 + 11 * n % 45), timeout_s=3600)
 
 
-def models(folder: Path) -> dict[str, Path]:
-    """Write the models that are not there yet; return them by type."""
-    from dataclasses import replace  # noqa: PLC0415 - once
-
+def _models(folder: Path) -> dict[str, Path]:
     paths = {name: folder / f"bench-{name}.gguf" for name in ("F16", *TYPES)}
     ensure_model(paths["F16"], replace(PRESETS["bench"], weight_type="F16"))
     for name, number in TYPES.items():
@@ -83,8 +81,7 @@ def models(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def backend_of(path: Path, slots: int, threads: int, engine: Any = "batched") -> LlamaInprocBackend:
-    """Return a backend that is not started."""
+def _backend_of(path: Path, slots: int, threads: int, engine: Any = "batched") -> Any:
     return LlamaInprocBackend(path, n_ctx=N_CTX, n_threads=threads, engine=engine, slots=slots)
 
 
@@ -111,7 +108,7 @@ async def ask(
 
 async def unique(path: Path, threads: int, comparisons: int, prompts: int) -> dict[str, Any]:
     """Compare answers with those of one slot, in many settings."""
-    alone = backend_of(path, 1, threads)
+    alone = _backend_of(path, 1, threads)
     info = await alone.start()
     answers = {n: {text} for n, text in (await ask(alone, range(prompts), 1)).items()}
     await alone.aclose()
@@ -121,7 +118,7 @@ async def unique(path: Path, threads: int, comparisons: int, prompts: int) -> di
         number += 1
         if slots == 1 and comparisons > prompts:
             continue
-        backend = backend_of(path, slots, threads)
+        backend = _backend_of(path, slots, threads)
         await backend.start()
         for _ in range(2):  # cold, then with what is kept of the round before
             rng = random.Random(rounds)
@@ -147,12 +144,11 @@ async def unique(path: Path, threads: int, comparisons: int, prompts: int) -> di
     }
 
 
-def run_jobs(engine: BatchedEngine, numbers: Sequence[int]) -> tuple[float, list[str], Any]:
-    """Answer questions on this thread; return seconds, texts and tokens written."""
+def _run_jobs(engine: BatchedEngine, numbers: Sequence[int]) -> tuple[float, list[str], Any]:
 
     async def go() -> tuple[float, list[str], Any]:
         jobs = []
-        before = vars_of(engine)
+        before = asdict(engine.counts)
         began = perf_counter()
         for n in numbers:
             job = Job(question(n), seed=n)
@@ -162,20 +158,16 @@ def run_jobs(engine: BatchedEngine, numbers: Sequence[int]) -> tuple[float, list
         while engine.turn():
             pass
         took = perf_counter() - began
-        counts = {name: value - before[name] for name, value in vars_of(engine).items()}
+        counts = {name: value - before[name] for name, value in asdict(engine.counts).items()}
         return took, [job.result().text for job in jobs], counts
 
     return anyio.run(go)
 
 
-def vars_of(engine: BatchedEngine) -> dict[str, int]:
-    """Return the engine's counts as plain data."""
-    return {name: getattr(engine.counts, name) for name in engine.counts.__slots__}
-
-
 @contextmanager
-def engine_of(path: Path, slots: int, threads: int, rows: Sequence[int]) -> Iterator[BatchedEngine]:
-    """Open an engine on this thread."""
+def _engine_of(
+    path: Path, slots: int, threads: int, rows: Sequence[int]
+) -> Iterator[BatchedEngine]:
     model = LoadedModel(llama_cpp, NativeSpec(path, N_CTX, threads, 0))
     engine = BatchedEngine(model, rows=rows, slots=slots, sequences=sequences_for(slots, rows))
     try:
@@ -195,12 +187,12 @@ def price(path: Path, threads: int, rows: Sequence[int], *, quick: bool) -> list
         prompts = slots if quick else 3 * slots
         times: dict[bool, list[float]] = {True: [], False: []}
         with (
-            engine_of(path, slots, threads, rows) as fixed,
-            engine_of(path, slots, threads, ()) as free,
+            _engine_of(path, slots, threads, rows) as fixed,
+            _engine_of(path, slots, threads, ()) as free,
         ):
             for turn in range(turns + 1):
                 for is_fixed, engine in ((True, fixed), (False, free)):
-                    took, _, _ = run_jobs(engine, range(prompts))
+                    took, _, _ = _run_jobs(engine, range(prompts))
                     if turn:  # the first warms up
                         times[is_fixed].append(took)
         fixed_s, free_s = statistics.median(times[True]), statistics.median(times[False])
@@ -239,9 +231,8 @@ def ceiling(path: Path, threads: int) -> dict[str, Any]:
     return {"prefill_tokens_s": prefill, "decode_tokens_s": decode}
 
 
-async def locked_speed(path: Path, threads: int, prompts: int) -> dict[str, Any]:
-    """Time the locked engine, prompts of one persona one after the other."""
-    backend = backend_of(path, 1, threads, "locked")
+async def _locked_speed(path: Path, threads: int, prompts: int) -> dict[str, Any]:
+    backend = _backend_of(path, 1, threads, "locked")
     await backend.start()
     written = 0
     began = perf_counter()
@@ -250,11 +241,10 @@ async def locked_speed(path: Path, threads: int, prompts: int) -> dict[str, Any]
         written += answer.usage.completion_tokens
     took = perf_counter() - began
     await backend.aclose()
-    return speed_row("locked", prompts, written, took)
+    return _speed_row("locked", prompts, written, took)
 
 
-def loop_speed(path: Path, threads: int, prompts: int) -> dict[str, Any]:
-    """Time `Llama` in a loop, as a user would call it."""
+def _loop_speed(path: Path, threads: int, prompts: int) -> dict[str, Any]:
     llama = llama_cpp.Llama(str(path), n_ctx=N_CTX, n_threads=threads, verbose=False)
     written = 0
     began = perf_counter()
@@ -269,11 +259,10 @@ def loop_speed(path: Path, threads: int, prompts: int) -> dict[str, Any]:
         written += answer["usage"]["completion_tokens"]
     took = perf_counter() - began
     llama.close()
-    return speed_row("Llama in a loop", prompts, written, took)
+    return _speed_row("Llama in a loop", prompts, written, took)
 
 
-def speed_row(name: str, prompts: int, written: int, took: float) -> dict[str, Any]:
-    """Return one line of the table."""
+def _speed_row(name: str, prompts: int, written: int, took: float) -> dict[str, Any]:
     return {"engine": name, "prompts_min": 60 * prompts / took, "tokens_s": written / took,
             "seconds": took}  # fmt: skip
 
@@ -281,15 +270,15 @@ def speed_row(name: str, prompts: int, written: int, took: float) -> dict[str, A
 def speed(path: Path, threads: int, rows: Sequence[int], prompts: int) -> dict[str, Any]:
     """Time all engines on the same prompts."""
     most = ceiling(path, threads)
-    table = [loop_speed(path, threads, prompts), anyio.run(locked_speed, path, threads, prompts)]
+    table = [_loop_speed(path, threads, prompts), anyio.run(_locked_speed, path, threads, prompts)]
     by_persona = sorted(range(prompts), key=lambda n: n % len(PERSONAS))
     for slots in (1, 2, 4, 8, 12, 16):
-        with engine_of(path, slots, threads, rows) as engine:
-            took, _, counts = run_jobs(engine, by_persona)
+        with _engine_of(path, slots, threads, rows) as engine:
+            took, _, counts = _run_jobs(engine, by_persona)
         best = max(most["decode_tokens_s"].values())
         ideal = counts["prefilled_tokens"] / max(most["prefill_tokens_s"].values())
         ideal += counts["written"] / best
-        row = speed_row(f"batched, {slots} slots", prompts, counts["written"] + prompts, took)
+        row = _speed_row(f"batched, {slots} slots", prompts, counts["written"] + prompts, took)
         table.append({**row, "share_of_ceiling": ideal / took, **counts})
     return {"ceiling": most, "table": table}
 
@@ -305,27 +294,23 @@ def memory(path: Path, threads: int, slots: int) -> dict[str, Any]:
             "stated_over_measured": need.total / measured}  # fmt: skip
 
 
-def resident_bytes() -> int:
-    """Return this process's resident size (Linux)."""
+def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def child(path: Path, slots: int, threads: int, prompts: int) -> None:
-    """In a fresh process: answer, and print texts and how much memory that took."""
-    before = resident_bytes()
-    backend = backend_of(path, slots, threads)
+async def _child(path: Path, slots: int, threads: int, prompts: int) -> None:
+    before = _resident_bytes()
+    backend = _backend_of(path, slots, threads)
     info = await backend.start()
     texts = await ask(backend, range(prompts), slots)
-    grown = resident_bytes() - before
-    rows = info.facts["calibration"]["rows"]
-    sequences = sequences_for(slots, rows)
+    grown = _resident_bytes() - before
+    sequences = sequences_for(slots, info.facts["calibration"]["rows"])
     print(json.dumps({"texts": texts, "grown_bytes": grown, "sequences": sequences}))
     await backend.aclose()
 
 
-async def rows_of(path: Path, threads: int) -> list[int]:
-    """Return the row counts that agree."""
-    backend = backend_of(path, 1, threads)
+async def _rows_of(path: Path, threads: int) -> list[int]:
+    backend = _backend_of(path, 1, threads)
     rows: list[int] = (await backend.start()).facts["calibration"]["rows"]
     await backend.aclose()
     return rows
@@ -334,16 +319,13 @@ async def rows_of(path: Path, threads: int) -> list[int]:
 PARTS = ("unique", "price", "speed", "memory")
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run the parts; print each as it ends."""
+def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     quick, threads = options.quick, options.threads
     prompts = 6 if quick else 24
-    found: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} {platform.machine()} cores, {threads} threads",
-        "llama_cpp_python": llama_cpp.__version__,
-    }
-    print(f"{found['machine']}, llama-cpp-python {llama_cpp.__version__}")
-    paths = models(folder)
+    machine = f"{os.cpu_count()} {platform.machine()} cores, {threads} threads"
+    found: dict[str, Any] = {"machine": machine, "llama_cpp_python": llama_cpp.__version__}
+    print(f"{machine}, llama-cpp-python {llama_cpp.__version__}")
+    paths = _models(folder)
     for part in options.part or PARTS:
         began = perf_counter()
         found[part] = {}
@@ -356,18 +338,17 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             elif name != "Q4_K_M":
                 continue
             elif part == "price":
-                rows = anyio.run(rows_of, path, threads)
+                rows = anyio.run(_rows_of, path, threads)
                 result = price(path, threads, rows, quick=quick)
             else:
-                result = speed(path, threads, anyio.run(rows_of, path, threads), prompts)
+                result = speed(path, threads, anyio.run(_rows_of, path, threads), prompts)
             found[part][name] = result
-            show(part, name, result)
+            _show(part, name, result)
         print(f"  ({part} took {perf_counter() - began:.0f} s)")
     return found
 
 
-def show(part: str, name: str, result: Any) -> None:
-    """Print one result."""
+def _show(part: str, name: str, result: Any) -> None:
     print(f"{part} {name}:")
     if part == "unique":
         print(
@@ -400,16 +381,16 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--comparisons", type=int, default=1020, help="comparisons in all")
-    parser.add_argument("--models", type=Path, help="folder that keeps the models")
+    parser.add_argument("--models", type=Path, help="where the models stay")
     parser.add_argument("--json", type=Path, help="write the results into this file")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         path, slots, threads, prompts = options.child
-        anyio.run(child, Path(path), int(slots), int(threads), int(prompts))
+        anyio.run(_child, Path(path), int(slots), int(threads), int(prompts))
         return 0
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        found = measure(options, options.models or Path(name))
+        found = _measure(options, options.models or Path(name))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     results = found.get("unique", {}).values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -48,6 +49,20 @@ def fixed_request(n: int) -> Request:
     schema = ACT if n % 2 else None
     messages = (Message("system", system), Message("user", user))
     return Request(f"agent_{n}", messages, sampling=sampling, schema=schema, timeout_s=60)
+
+
+def mixed_request(n: int) -> Request:
+    """Return request n: prompts of 40 to 1,500 tokens, answers of 4 to 48."""
+    request = fixed_request(n)
+    *first, last = request.messages
+    rounds = 50 // (1 + n % 5) if n % 11 == 5 else 1
+    messages = (*first, Message("user", last.content * rounds))
+    return replace(
+        request,
+        messages=messages,
+        sampling=replace(request.sampling, max_tokens=4 + 13 * n % 45),
+        timeout_s=300,
+    )
 
 
 async def answers_of(backend: LlamaInprocBackend, numbers: Sequence[int]) -> dict[int, str]:

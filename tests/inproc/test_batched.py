@@ -27,7 +27,7 @@ from scheduler.gguf_file import file_sha256
 from scheduler.seeds import request_seed
 from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling
 from tests.inproc.conftest import TYPES
-from tests.inproc.fixed_prompts import ACT, fixed_request
+from tests.inproc.fixed_prompts import ACT, fixed_request, mixed_request
 
 if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
     pytest.skip("llama-cpp-python is not installed", allow_module_level=True)
@@ -39,20 +39,6 @@ from scheduler.backends.native_model import NativeSpec
 
 NUMBERS = range(24)
 ENDLESS = OutputSchema("endless", {"type": "string", "minLength": 1900})
-
-
-def mixed_request(n: int) -> Request:
-    """Return request n: prompts of 40 to 1,500 tokens, answers of 4 to 48."""
-    request = fixed_request(n)
-    *first, last = request.messages
-    rounds = 50 // (1 + n % 5) if n % 11 == 5 else 1
-    messages = (*first, Message("user", last.content * rounds))
-    return replace(
-        request,
-        messages=messages,
-        sampling=replace(request.sampling, max_tokens=4 + 13 * n % 45),
-        timeout_s=300,
-    )
 
 
 def endless(n: int = 0, *, rounds: int = 1) -> Request:
