@@ -327,8 +327,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(f"{machine}, llama-cpp-python {llama_cpp.__version__}")
     paths = _models(folder)
     for part in options.part or PARTS:
-        began = perf_counter()
-        found[part] = {}
+        began, found[part] = perf_counter(), {}
         for name, path in paths.items():
             if part == "unique":
                 count = (12 if quick else options.comparisons) // (1 if quick else len(paths))

@@ -220,7 +220,8 @@ class Context:
 @contextmanager
 def saying_why(lib: Any, spec: NativeSpec) -> Iterator[None]:
     """Put the model's name and llama.cpp's last complaints into a `ConfigError` raised inside."""
-    complaints, _ = _captured_log(lib)
+    complaints, callback = _captured_log(lib)
+    lib.llama_log_set(callback, None)  # the library has one log for the whole process
     complaints.clear()
     try:
         yield
@@ -237,9 +238,9 @@ def _flag_is_raised(lib: Any) -> Any:
 
 @functools.cache
 def _captured_log(lib: Any) -> tuple[deque[str], Any]:
-    """Silence llama.cpp, which writes to stderr; return its last errors and the callback.
+    """Return llama.cpp's last errors and the callback that keeps them, and it from stderr.
 
-    The library has one log for the whole process, and it must never call what is gone.
+    Cached, since the library must never call what is gone.
     """
     errors: deque[str] = deque(maxlen=4)
 
@@ -247,6 +248,4 @@ def _captured_log(lib: Any) -> tuple[deque[str], Any]:
         if level == _LOG_LEVEL_ERROR:
             errors.append(text.decode("utf-8", "replace").strip())
 
-    callback = lib.llama_log_callback(keep)
-    lib.llama_log_set(callback, None)
-    return errors, callback
+    return errors, lib.llama_log_callback(keep)
