@@ -18,6 +18,7 @@ import yaml
 
 from scheduler.backends.base import BackendInfo
 from scheduler.errors import ConfigError
+from scheduler.server_command import default_threads
 from scheduler.types import Sampling
 from swarm_integration.agents import Service
 from swarm_integration.compat import swarm_version
@@ -70,6 +71,7 @@ def identity(
         "max_reasks": config.scheduler.max_reasks,
         "repairs": list(repairs),
         "memory_sha256": memory_sha256,
+        "managed_server": _managed_server(config),
         "agents": {
             agent_id: {
                 "base_seed": service.base_seed,
@@ -78,6 +80,17 @@ def identity(
             }
             for agent_id, service in services.items()
         },
+    }
+
+
+def _managed_server(config: InferenceConfig) -> dict[str, Any] | None:
+    """Return how a server is started, as far as its bits follow from that and it does not tell."""
+    if not config.backend.managed:
+        return None
+    return {
+        "profile": config.determinism.server_profile,
+        "threads": config.backend.threads or default_threads(),
+        "n_gpu_layers": config.backend.n_gpu_layers,
     }
 
 
