@@ -110,7 +110,8 @@ class Scheduler:
             self._lanes[name] = Lane(name, backend, info, self._config)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._watching = anyio.CancelScope()
-        self._tasks.start_soon(self._watch)
+        if any(isinstance(lane.backend, Placement) for lane in self._lanes.values()):
+            self._tasks.start_soon(self._watch)
         self._open = True
         return self
 

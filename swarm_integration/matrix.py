@@ -175,10 +175,17 @@ def _run_cell(cell: Cell, plan: Plan) -> list[dict[str, str]]:
             check=False,
         )
         if done.returncode != 0:
-            said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            said = _complaint_in(done.stderr) or f"exit code {done.returncode}"
             kind = ConfigError if done.returncode == EXIT_BAD_INPUT else SchedulerError
-            raise kind(f"the cell {cell} could not be run: {said[0].removeprefix('error: ')}")
+            raise kind(f"the cell {cell} could not be run: {said}")
         return [_outcome(folder / f"run-{n}") for n in range(len(copies))]
+
+
+def _complaint_in(errors: str) -> str:
+    """Return what a child complained of last, in one line; see `complaint.py`."""
+    _, _, last = errors.strip().rpartition("error: ")
+    parts = [line.strip().removeprefix("why:").removeprefix("type:") for line in last.splitlines()]
+    return "; ".join(part.strip() for part in parts)
 
 
 def _configuration(cell: Cell, config: InferenceConfig) -> dict[str, Any]:

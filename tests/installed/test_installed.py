@@ -72,11 +72,12 @@ def test_swarm_runs_the_packaged_scenario_without_a_model(tmp_path: Path) -> Non
     assert manifest["versions"]["swarm-inference-scheduler"] == version("swarm-inference-scheduler")
 
 
-def test_refusals_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_refusals_say_what_to_type_and_exit_with_2(tmp_path: Path) -> None:
     done = run(command("swarm"), "run", "none.yaml", "--inference-scheduler", "batch", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "error: scenario none.yaml is not a file. Give the path of a scenario's YAML"
+        "error: scenario none.yaml is not a file",
+        "  type: give the path of a scenario's YAML",
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -296,7 +296,7 @@ def test_a_quick_measurement_does_not_undo_a_thorough_one(
         (("--run", "none.yaml", "--inference-config", "fake.yaml"), "none.yaml is not a file"),
     ],
 )
-def test_what_cannot_be_certified_exits_2_with_one_line(
+def test_what_cannot_be_certified_exits_2_in_a_few_lines(
     fake: Path, words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(Path("openai.yaml"), backend={"kind": "openai"})
@@ -306,7 +306,8 @@ def test_what_cannot_be_certified_exits_2_with_one_line(
     assert certify(*words) == 2
     err = capsys.readouterr().err
     assert says in err
-    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) <= 3
 
 
 @pytest.mark.parametrize("words", [("--slots", "0"), ("--slots", "a"), ("--trials", "0")])

@@ -53,11 +53,12 @@ def test_once_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path: Path) -
         assert "interrupted: waiting for" in child.text()
         assert "To go on: add --resume --run-dir the-run" in child.text()
         assert manifest(RUN)["state"] == "interrupted"
-        assert seen["request.dispatched"] == seen["request.answered"] < 24
+        assert seen["request.dispatched"] == seen["request.answered"]
         assert len(server.record()) == seen["request.answered"]
         assert all(line["served"] for line in server.record())
         assert swarm(*command(RUN, config, "--resume")) == 0
-        assert len(server.record()) == 24
+        questions = manifest(RUN)["transcript_lines"]
+        assert seen["request.answered"] < questions == len(server.record())
         assert swarm(*command(FRESH, config)) == 0
     check_is_like(RUN, FRESH)
     check_nothing_was_asked_twice(RUN)

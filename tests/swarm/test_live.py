@@ -247,6 +247,9 @@ def test_interrupt_gives_the_terminal_back_and_keeps_the_last_view(tmp_path: Pat
     while VIEW.search(terminal.written) is None:
         assert terminal.read()
     os.kill(terminal.process.pid, signal.SIGINT)
+    while b"Ctrl-C again ends at once" not in terminal.written:
+        assert terminal.read()
+    os.kill(terminal.process.pid, signal.SIGINT)
     assert terminal.read_to_the_end() == 130
     before, after = terminal.written.split(SHOW_CURSOR)
     assert visible(before)[-2].startswith("requests 0/6  queue ")
