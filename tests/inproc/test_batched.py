@@ -386,7 +386,7 @@ async def test_close_while_answers_are_written_tells_all_of_them(
     assert sorted(told) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+@pytest.mark.parametrize("anyio_backend", [("trio", {})], ids=["trio"])  # its real clock
 async def test_it_runs_on_trio(
     batched: Batched, model: Path, alone: dict[str, dict[int, str]]
 ) -> None:
