@@ -55,6 +55,7 @@ def in_process_plan(options: argparse.Namespace, model: Path) -> Plan:
         InferenceConfig.model_validate({"backend": backend}),
         model_cells(slots, quick=options.quick),
         () if options.quick else CONTROLS,
+        controls_must_differ=False,
         at_once=options.at_once,
     )
 

@@ -71,6 +71,8 @@ class Plan:
         config: The configuration of every cell, but for what the cell says.
         cells: The ways that must agree.
         controls: Ways without the repair, which show whether agreeing means anything.
+        controls_must_differ: Whether controls that agree are a failure. A real model may be asked
+            nothing that the repair changes, and then they agree.
         options: Further words for `swarm run`.
         at_once: Processes at once.
     """
@@ -79,6 +81,7 @@ class Plan:
     config: InferenceConfig
     cells: Sequence[Cell]
     controls: Sequence[Cell] = ()
+    controls_must_differ: bool = True
     options: Sequence[str] = field(default=("--seed", "42"))
     at_once: int = 1
 
@@ -138,7 +141,10 @@ def measure(plan: Plan) -> dict[str, Any]:
         "python": platform.python_version(),
         "cells": [str(cell) for cell in plan.cells],
         "scenarios": scenarios,
-        "equal": all(one["equal"] and one["control_differs"] is not False for one in scenarios),
+        "equal": all(one["equal"] for one in scenarios)
+        and not (
+            plan.controls_must_differ and any(one["control_differs"] is False for one in scenarios)
+        ),
     }
 
 
