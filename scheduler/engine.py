@@ -1,16 +1,17 @@
 """The engine: queues requests, runs them on slots, hands completions back in order.
 
-`run_step` and `submit` put entries into a lane's queue; `_dispatch` pairs free
-slots with entries whenever either changes; `_serve` is one entry's life on its
+`run_step` and `submit` put entries into a lane's queue; the lane's `dispatch` pairs
+free slots with entries whenever either changes; `_serve` is one entry's life on its
 slots; what it asks there is in `answering.py`. Only this module changes slots and
-settles entries. What runs next is decided in `plan.py`.
+settles entries. What runs next is decided in `plan.py`. Several schedulers may share
+their lanes (`sharing.py`): whoever frees a slot gives it to the next entry, and the
+scheduler whose entry that is starts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +19,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from scheduler.answering import Answering
-from scheduler.backends.base import Backend, BackendInfo, Placement
+from scheduler.backends.base import Backend, BackendInfo
 from scheduler.config import SchedulerConfig
 from scheduler.errors import (
     AttemptError,
@@ -32,6 +33,7 @@ from scheduler.journal import Journal
 from scheduler.lane import Entry, Lane
 from scheduler.observe import EventLog, RunStats
 from scheduler.retry import RetryBudget, RetryDecision
+from scheduler.sharing import SharedLanes
 from scheduler.step import Step
 from scheduler.structured import SchemaChecker
 from scheduler.types import Completion, Request
@@ -47,6 +49,8 @@ class Scheduler:
         log: Where events go (`request.settled`, ...); nowhere if not given.
         journal: Keeps each answer before it is used, and answers what it has; it is
             opened and closed by whoever made it.
+        lanes: The slots and queues that this scheduler shares with others on the same
+            event loop; its own if not given.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Scheduler:
         *,
         log: EventLog | None = None,
         journal: Journal | None = None,
+        lanes: SharedLanes | None = None,
     ) -> None:
         self._backends = dict(backends) if isinstance(backends, Mapping) else {"default": backends}
         self._config = config or SchedulerConfig()
@@ -65,6 +70,8 @@ class Scheduler:
         self._checker = SchemaChecker()
         self._answering = Answering(self._config, self._checker, self._events, self, journal)
         self._lanes: dict[str, Lane] = {}
+        self._shared = lanes
+        self._serving = 0
         self._steps: dict[Step, None] = {}  # in the order in which they came
         self._fatal: SchedulerError | None = None
         self._idle = anyio.Event()
@@ -85,8 +92,8 @@ class Scheduler:
 
     @property
     def in_flight(self) -> int:
-        """How many requests hold a slot now."""
-        return sum(lane.in_flight for lane in self._lanes.values())
+        """How many requests of this scheduler hold a slot now."""
+        return sum(lane.held_by(self) for lane in self._lanes.values())
 
     @property
     def unsettled(self) -> int:
@@ -96,7 +103,7 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing runs, nothing waits and no step is under way."""
-        return not self._steps and all(lane.idle for lane in self._lanes.values())
+        return not self._steps and not self._serving
 
     async def __aenter__(self) -> Self:
         """Start the backends and open for requests.
@@ -105,13 +112,13 @@ class Scheduler:
             ConfigError: More slots are configured than a backend has.
             BackendUnavailable: A backend did not get ready.
         """
+        self._own = SharedLanes()  # watched here, and used when none are given
+        lanes = self._own if self._shared is None else self._shared
         for name, backend in self._backends.items():
-            info = await backend.start()
-            self._lanes[name] = Lane(name, backend, info, self._config)
+            self._lanes[name] = await lanes.lane(name, backend, self._config)
         self._tasks = await anyio.create_task_group().__aenter__()
-        self._watching = anyio.CancelScope()
-        if any(isinstance(lane.backend, Placement) for lane in self._lanes.values()):
-            self._tasks.start_soon(self._watch)
+        if self._own.need_watching:
+            self._tasks.start_soon(self._own.watch)
         self._open = True
         return self
 
@@ -127,20 +134,14 @@ class Scheduler:
             if exc is None:
                 await self.drain()
         finally:
-            self._watching.cancel()
+            self._own.stop_watching()
             try:
                 self._stop()
             finally:
                 # A task group wraps what it is told of into an exception group: tell it nothing.
                 await self._tasks.__aexit__(None, None, None)
-
-    async def _watch(self) -> None:
-        """Dispatch when slots of a backend in several places come back, until closed."""
-        with self._watching:
-            async with anyio.create_task_group() as watches:
                 for lane in self._lanes.values():
-                    if isinstance(lane.backend, Placement):
-                        watches.start_soon(lane.backend.watch, partial(self._dispatch, lane))
+                    lane.forget(self)
 
     def _stop(self) -> None:
         if not self.idle:
@@ -207,13 +208,13 @@ class Scheduler:
         lanes = [self._lanes[name] for name in dict.fromkeys(r.backend for r in requests)]
         for request in requests:
             lane = self._lanes[request.backend]
-            if lane.queue.full:
+            if lane.queue.full_for(self):
                 for each in lanes:
-                    self._dispatch(each)
-                await lane.queue.wait_room()
+                    each.dispatch()
+                await lane.queue.wait_room(self)
                 if step.failed:  # meanwhile
                     return
-            entry = Entry(request, step, queued_at=anyio.current_time())
+            entry = Entry(request, step, self, queued_at=anyio.current_time())
             recalled = self._answering.recall(lane, entry)
             if step.failed:  # because the log broke
                 return
@@ -224,17 +225,17 @@ class Scheduler:
             lane.queue.put(entry)
             self._events.queued(lane, request)
         for lane in lanes:
-            self._dispatch(lane)
+            lane.dispatch()
 
-    def _dispatch(self, lane: Lane) -> None:
-        """Start every request that a free slot can take; called on each change."""
-        for entry in lane.assign():
-            if entry.got_slot is not None:
-                entry.got_slot.set()
-            else:
-                entry.dispatched = True
-                entry.queue_ms = milliseconds(anyio.current_time() - entry.queued_at)
-                self._tasks.start_soon(self._serve, lane, entry)
+    def start(self, lane: Lane, entry: Entry) -> None:
+        """Start a request that has been given a slot; the lane calls this."""
+        if entry.got_slot is not None:
+            entry.got_slot.set()
+        else:
+            entry.dispatched = True
+            entry.queue_ms = milliseconds(anyio.current_time() - entry.queued_at)
+            self._serving += 1
+            self._tasks.start_soon(self._serve, lane, entry)
         self.stats.saw_in_flight(self.in_flight)
 
     async def _serve(self, lane: Lane, entry: Entry) -> None:
@@ -247,8 +248,9 @@ class Scheduler:
             self._abort(exc)
         finally:
             lane.release(entry)
+            self._serving -= 1
             self._settle(entry, completion)
-            self._dispatch(lane)
+            lane.dispatch()
             self._note_idle()
 
     async def hold(self, lane: Lane, entry: Entry) -> None:
@@ -257,7 +259,7 @@ class Scheduler:
             return
         entry.got_slot = anyio.Event()
         lane.give_back(entry)
-        self._dispatch(lane)
+        lane.dispatch()
         await entry.got_slot.wait()
 
     def pause(
@@ -274,7 +276,7 @@ class Scheduler:
         if decision.wait_ready:
             lane.readiness.doubt()
         lane.release(entry)
-        self._dispatch(lane)
+        lane.dispatch()
 
     def _settle(self, entry: Entry, completion: Completion | None) -> None:
         """Record how `entry` ended; a failure may end its step."""

@@ -1,7 +1,8 @@
 """One backend's part of the engine: its slots, its queue and its current plan.
 
 Only the engine calls it, and nothing here waits: `assign` is the step that pairs
-free slots with requests and returns what is to be started.
+free slots with requests and returns what is to be started. Several schedulers may be
+its tenants: they take turns in the queue, and each starts its own requests.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import heapq
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -18,12 +19,20 @@ from scheduler.backends.base import Backend, BackendInfo, Placement, how_to_get_
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.plan import Plan
-from scheduler.queue import WaitingQueue
+from scheduler.queue import FairQueue
 from scheduler.readiness import Readiness
 from scheduler.types import Answer, Completion, Request
 
 if TYPE_CHECKING:
     from scheduler.step import Step
+
+
+class Tenant(Protocol):
+    """A scheduler whose requests wait in a lane; told apart by identity."""
+
+    def start(self, lane: Lane, entry: Entry) -> None:
+        """Start `entry`, one of its own, which has just been given a slot."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +42,7 @@ class Entry:
     Attributes:
         request: What is asked.
         owner: The step that waits for it.
+        tenant: Whose it is.
         queued_at: When it was put into the queue (monotonic seconds).
         dispatched: Whether it has been given a slot, once or more often.
         queue_ms: How long it waited for the first one, in milliseconds.
@@ -49,6 +59,7 @@ class Entry:
 
     request: Request
     owner: Step
+    tenant: Tenant
     queued_at: float
     dispatched: bool = False
     queue_ms: float = 0.0
@@ -85,7 +96,7 @@ class Lane:
         self.readiness = Readiness(name, backend)
         self.slots = _slots(name, config.slots, info)
         self.batches = 0
-        self.queue: WaitingQueue[Entry] = WaitingQueue(config.queue_limit)
+        self.queue: FairQueue[Tenant, Entry] = FairQueue(config.queue_limit, _tenant_of)
         self._placement = backend if isinstance(backend, Placement) else None
         self._max_batch = config.max_batch
         self._plan: Plan[Entry] = Plan(request_of=_request_of)
@@ -93,6 +104,8 @@ class Lane:
         self._free = list(range(self.slots))
         self._warm: dict[int, str] = {}
         self._resident: Counter[str] = Counter()
+        self._held: Counter[Tenant] = Counter()
+        self._windows: Counter[Tenant] = Counter()
 
     def __repr__(self) -> str:
         return (
@@ -106,6 +119,18 @@ class Lane:
         """How many slots are taken."""
         return self.slots - len(self._free)
 
+    def held_by(self, tenant: Tenant) -> int:
+        """Return how many slots `tenant` has."""
+        return self._held[tenant]
+
+    def batches_of(self, tenant: Tenant) -> int:
+        """Return in how many planned windows requests of `tenant` were."""
+        return self._windows[tenant]
+
+    def forget(self, tenant: Tenant) -> None:
+        """Drop the counts of a tenant that has left."""
+        del self._held[tenant], self._windows[tenant]
+
     @property
     def waiting(self) -> int:
         """How many requests wait for a slot."""
@@ -115,6 +140,11 @@ class Lane:
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not (self.in_flight or self.waiting)
+
+    def dispatch(self) -> None:
+        """Let every request start that a free slot can take; called on each change."""
+        for entry in self.assign():
+            entry.tenant.start(self, entry)
 
     def assign(self) -> list[Entry]:
         """Give each free slot its next request and return those, slots filled in.
@@ -134,6 +164,7 @@ class Lane:
                 kept.append(slot)
                 break
             entry.slot = entry.last_slot = slot
+            self._held[entry.tenant] += 1
             self._mark_warm(slot, entry.request.group)
             assigned.append(entry)
         for slot in kept:
@@ -144,6 +175,7 @@ class Lane:
         """Take the slot back from `entry`, or its place among those that return."""
         if entry.slot is not None:
             heapq.heappush(self._free, entry.slot)
+            self._held[entry.tenant] -= 1
             entry.slot = None
         elif entry in self._returning:
             self._returning.remove(entry)
@@ -168,6 +200,7 @@ class Lane:
                 return None
             self._plan = Plan(window, request_of=_request_of)
             self.batches += 1
+            self._windows.update({entry.tenant for entry in window})
         if self._placement is None:
             return self._plan.take(self._warm.get(slot), self._resident)
         return self._plan.take(
@@ -199,3 +232,7 @@ def _slots(name: str, configured: int | str, info: BackendInfo) -> int:
 
 def _request_of(entry: Entry) -> Request:
     return entry.request
+
+
+def _tenant_of(entry: Entry) -> Tenant:
+    return entry.tenant

@@ -1,18 +1,20 @@
-"""Waiting requests: a bounded first-in-first-out queue with back-pressure.
+"""Waiting requests: bounded first-in-first-out queues with back-pressure.
 
-It holds entries and forgets them when they are taken or withdrawn, each in
-constant time. It decides nothing; which entry runs next is `plan.py`'s answer.
+`WaitingQueue` holds entries and forgets them when they are taken or withdrawn, each in
+constant time. `FairQueue` has one for each tenant and lets them take turns; whose turn
+it is says `in_turns`, a pure function. Which entry runs next is `plan.py`'s answer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 import anyio
 
 T = TypeVar("T", bound=Hashable)
+K = TypeVar("K")  # told apart as the keys of a dictionary are
 
 
 class WaitingQueue(Generic[T]):
@@ -65,3 +67,87 @@ class WaitingQueue(Generic[T]):
     def _notify(self) -> None:
         self._room.set()
         self._room = anyio.Event()
+
+
+def in_turns(waiting: Mapping[K, int], room: int) -> list[K]:
+    """Return who gets each of the next places: one each, round after round, in order.
+
+    Args:
+        waiting: How many places each one wants, in the order of their turns.
+        room: How many places there are.
+    """
+    turns: list[K] = []
+    left = {key: count for key, count in waiting.items() if count > 0}
+    while left and len(turns) < room:
+        for key in list(left)[: room - len(turns)]:
+            turns.append(key)
+            left[key] -= 1
+            if not left[key]:
+                del left[key]
+    return turns
+
+
+class FairQueue(Generic[K, T]):
+    """One `WaitingQueue` for each tenant; what is taken comes from all of them in turns.
+
+    Who was taken from last is the last in turn the next time, so a tenant with many
+    items delays another one's next item by one item of its own, and its limit is its own.
+
+    Args:
+        limit: Most items that a tenant has here at once.
+        tenant_of: Whose an item is.
+    """
+
+    def __init__(self, limit: int, tenant_of: Callable[[T], K]) -> None:
+        self._limit = limit
+        self._tenant_of = tenant_of
+        self._queues: OrderedDict[K, WaitingQueue[T]] = OrderedDict()  # in the order of turns
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"<FairQueue {self._size} waiting, {len(self._queues)} tenants>"
+
+    def __len__(self) -> int:
+        return self._size
+
+    def full_for(self, tenant: K) -> bool:
+        """Whether `put` of an item of `tenant` would have to wait."""
+        return tenant in self._queues and self._queues[tenant].full
+
+    async def wait_room(self, tenant: K) -> None:
+        """Return once there is room for one more item of `tenant`."""
+        while self.full_for(tenant):
+            await self._queues[tenant].wait_room()
+
+    def put(self, item: T) -> None:
+        """Append `item` to its tenant's queue; the caller has waited for room."""
+        tenant = self._tenant_of(item)
+        if tenant not in self._queues:
+            self._queues[tenant] = WaitingQueue(self._limit)
+        self._queues[tenant].put(item)
+        self._size += 1
+
+    def take(self, count: int) -> list[T]:
+        """Remove and return the next `count` items, fewer if there are fewer."""
+        turns = in_turns({tenant: len(queue) for tenant, queue in self._queues.items()}, count)
+        taken: list[T] = []
+        for tenant in turns:
+            taken += self._queues[tenant].take(1)
+            self._queues.move_to_end(tenant)
+        for tenant in dict.fromkeys(turns):
+            self._drop_empty(tenant)
+        self._size -= len(taken)
+        return taken
+
+    def withdraw(self, item: T) -> bool:
+        """Remove `item` wherever it stands; return whether it was here."""
+        tenant = self._tenant_of(item)
+        if tenant not in self._queues or not self._queues[tenant].withdraw(item):
+            return False
+        self._size -= 1
+        self._drop_empty(tenant)
+        return True
+
+    def _drop_empty(self, tenant: K) -> None:
+        if not len(self._queues[tenant]):
+            del self._queues[tenant]

@@ -70,7 +70,7 @@ async def test_repr_states_the_facts() -> None:
         assert repr(scheduler) == (
             "<Scheduler [<Lane default: 2 of 2 slots busy, 0 returning, 14 planned, 4 queued>]>"
         )
-        assert repr(scheduler.lanes["default"].queue) == "<WaitingQueue 4 of 4096>"
+        assert repr(scheduler.lanes["default"].queue) == "<FairQueue 4 waiting, 1 tenants>"
         assert scheduler.info["default"].slots == 2
 
 

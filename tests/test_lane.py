@@ -11,6 +11,7 @@ from scheduler.errors import ConfigError
 from scheduler.lane import Entry, Lane
 from scheduler.step import Step
 from tests.questions import question
+from tests.tenants import TENANT
 
 INFO = BackendInfo("fake", 3, None, "model.gguf")
 
@@ -22,7 +23,7 @@ def lane_of(slots: int = 2, max_batch: int = 4) -> Lane:
 def entries(lane: Lane, groups: str) -> list[Entry]:
     """Queue one entry per letter, whose group the letter is."""
     step = Step([])
-    made = [Entry(question(i, prefix_group=g), step, 0.0) for i, g in enumerate(groups)]
+    made = [Entry(question(i, prefix_group=g), step, TENANT, 0.0) for i, g in enumerate(groups)]
     for entry in made:
         lane.queue.put(entry)
     return made
@@ -125,7 +126,7 @@ async def test_too_many_slots_are_refused() -> None:
 
 async def test_an_entry_that_settles_twice_is_a_defect() -> None:
     step = Step([question()])
-    entry = Entry(question(), step, 0.0)
+    entry = Entry(question(), step, TENANT, 0.0)
     step.add(entry)
     assert repr(step) == "<Step 0 of 1 settled>"
     step.settle(entry, None)

@@ -28,6 +28,7 @@ from scheduler.step import Step
 from scheduler.types import Answer, FinishReason, Outcome, Request, Sampling, Usage
 from tests.doubles import config
 from tests.questions import question
+from tests.tenants import TENANT
 
 SETTINGS = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
@@ -54,10 +55,10 @@ class LaneAgainstLists(RuleBasedStateMachine):
     @precondition(lambda self: len(self.queued) < self.limit)
     @rule(group=st.sampled_from("abc"), tokens=st.integers(1, 50))
     def put(self, group: str, tokens: int) -> None:
-        assert not self.lane.queue.full
+        assert not self.lane.queue.full_for(TENANT)
         asked = question(self.number, prefix_group=group, sampling=Sampling(max_tokens=tokens))
         no_scope = cast(Any, None)  # one needs an event loop
-        entry = Entry(asked, self.step, queued_at=0.0, scope=no_scope)
+        entry = Entry(asked, self.step, TENANT, queued_at=0.0, scope=no_scope)
         self.number += 1
         self.lane.queue.put(entry)
         self.queued.append(entry)
