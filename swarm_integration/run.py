@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scheduler.backends.openai_compat import OpenAIBackend
 from scheduler.engine import Scheduler
 from scheduler.types import Completion
 from swarm_integration import actions, compat, manifest, quoting, summary
@@ -223,9 +222,10 @@ class Run:
         )
         self.summary = "\n\n".join(filter(None, [inference, actions.render(counts)]))
         refused = {
-            name: backend.refused
+            # Only `OpenAIBackend` has this; its module is not imported for a question.
+            name: refused
             for name, backend in self._started.fleet.backends.items()
-            if isinstance(backend, OpenAIBackend) and backend.refused
+            if (refused := getattr(backend, "refused", None))
         }
         self.directory.update_manifest(
             inference=totals,

@@ -15,9 +15,6 @@ from typing import Any, Literal
 from scheduler.backends.base import Backend
 from scheduler.backends.fake import FakeBackend
 from scheduler.backends.llama_inproc import LlamaInprocBackend
-from scheduler.backends.llama_server import LlamaServerBackend
-from scheduler.backends.openai_compat import OpenAIBackend
-from scheduler.backends.server_pool import ServerPool
 from scheduler.config import BackendConfig
 from scheduler.errors import ConfigError
 from scheduler.observe import EventLog
@@ -209,7 +206,12 @@ class _Maker:
                     slots=self._slots_of(provider),
                 )
 
+    # The backends that speak HTTP are imported where they are needed: the `openai` package
+    # takes longer to import than all else that a command needs.
     def _llama_server(self, urls: Sequence[str]) -> Backend:
+        from scheduler.backends.llama_server import LlamaServerBackend
+        from scheduler.backends.server_pool import ServerPool
+
         config = self._config
         servers = [
             (
@@ -229,6 +231,8 @@ class _Maker:
         return ServerPool(servers, allow_different=config.allow_different_servers, log=self._log)
 
     def _openai(self, endpoint: Endpoint, timeout_s: float) -> Backend:
+        from scheduler.backends.openai_compat import OpenAIBackend
+
         config, settings = self._config, self._config.openai
         cloud = provider_at(endpoint.address)
         provider = PROVIDERS.get(endpoint.provider) or cloud

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from scheduler.backends.base import BackendInfo
 from scheduler.backends.llama_inproc import LlamaInprocBackend
-from scheduler.backends.llama_server import LlamaServerBackend
 from scheduler.config import BackendConfig
 from scheduler.errors import (
     AttemptError,
@@ -73,6 +72,8 @@ def check_program(*, needed: bool) -> Finding:
 
 async def check_default_server(base_url: str) -> AsyncIterator[Finding]:
     """Yield whether a server runs at an address where none need run yet."""
+    from scheduler.backends.llama_server import LlamaServerBackend
+
     backend = LlamaServerBackend(base_url, ready_timeout_s=PATIENCE_S, connect_grace_s=0.3)
     parts = urlsplit(base_url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
