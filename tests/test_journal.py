@@ -452,7 +452,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_loses_nothing(tmp_path: Pat
         [sys.executable, "-c", program, str(path), "normal"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert "JournalError" in done.stderr

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ from tests.wire.scripted_server import (
     HEALTH,
     LOADING,
     MODELS,
+    PATIENCE_S,
     PROPS,
     TEMPLATE,
     TOKENIZE,
@@ -459,10 +461,12 @@ def test_any_bytes_on_the_wire_are_an_answer_or_an_attempt_error(
 
 async def test_cancelling_hangs_up(server: ScriptedServer, backend: LlamaServerBackend) -> None:
     server.on(CHAT, Reply(hang=True))
-    with anyio.move_on_after(0.05) as scope:
-        await ask(backend)
-    assert scope.cancelled_caught
-    assert await anyio.to_thread.run_sync(server.hung_up.wait, 1.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, backend)
+        await anyio.to_thread.run_sync(server.wait_for, CHAT)
+        tasks.cancel_scope.cancel()
+    assert tasks.cancel_scope.cancelled_caught
+    assert await anyio.to_thread.run_sync(server.hung_up.wait, PATIENCE_S)
     server.on(CHAT, Reply(answer_body()))
     assert (await ask(backend)).text == "hello"
 
@@ -470,11 +474,14 @@ async def test_cancelling_hangs_up(server: ScriptedServer, backend: LlamaServerB
 async def test_more_requests_than_connections_do_not_queue_in_the_client(
     server: ScriptedServer, backend: LlamaServerBackend
 ) -> None:
-    server.on(CHAT, Reply(answer_body(), delay_s=0.2))
-    with anyio.fail_after(2):
-        async with anyio.create_task_group() as tasks:
-            for _ in range(40):
-                tasks.start_soon(ask, backend)
+    together = threading.Event()
+    server.on(CHAT, Reply(answer_body(), hold=together))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(40):
+            tasks.start_soon(ask, backend)
+        # None is answered before all have come.
+        await anyio.to_thread.run_sync(server.wait_for, CHAT, 40)
+        together.set()
     assert len(server.requests()) == 40
 
 
@@ -526,16 +533,19 @@ async def test_start_waits_while_the_model_loads(
 
 @pytest.mark.parametrize("reply", [LOADING, Reply(hang=True), Reply(b"", 502)])
 async def test_start_gives_up_at_the_ready_timeout(server: ScriptedServer, reply: Reply) -> None:
-    backend = LlamaServerBackend(server.base_url, ready_timeout_s=0.2)
+    backend = LlamaServerBackend(server.base_url, ready_timeout_s=0.5)
     server.on(HEALTH, reply)
-    with anyio.fail_after(5), pytest.raises(BackendUnavailable, match="ready_timeout_s"):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(BackendUnavailable, match="ready_timeout_s"):
         await backend.start()
     await backend.aclose()
 
 
 async def test_start_without_a_server_fails_soon_and_says_how_to_start_one() -> None:
     backend = LlamaServerBackend(f"http://127.0.0.1:{unused_port()}/v1", connect_grace_s=0.05)
-    with anyio.fail_after(5), pytest.raises(BackendUnavailable, match="swarm-inference serve"):
+    with (
+        anyio.fail_after(PATIENCE_S),
+        pytest.raises(BackendUnavailable, match="swarm-inference serve"),
+    ):
         await backend.start()
     await backend.aclose()
 
@@ -555,9 +565,9 @@ async def test_start_without_a_server_fails_soon_and_says_how_to_start_one() -> 
 async def test_start_refuses_what_is_no_llama_server(
     server: ScriptedServer, route: str, reply: Reply, says: str
 ) -> None:
-    backend = LlamaServerBackend(server.base_url, ready_timeout_s=5)
+    backend = LlamaServerBackend(server.base_url, ready_timeout_s=10 * PATIENCE_S)
     server.on(route, reply)
-    with anyio.fail_after(2), pytest.raises(ConfigError, match=says):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(ConfigError, match=says):
         await backend.start()
     await backend.aclose()
 
@@ -577,7 +587,7 @@ def test_a_key_that_no_header_holds_is_a_configuration_error(key: str) -> None:
 async def test_wait_ready_waits_for_a_server_that_is_restarting() -> None:
     port = unused_port()
     backend = LlamaServerBackend(
-        f"http://127.0.0.1:{port}/v1", ready_timeout_s=5, connect_grace_s=0.0
+        f"http://127.0.0.1:{port}/v1", ready_timeout_s=PATIENCE_S, connect_grace_s=0.0
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(backend.wait_ready)
@@ -591,7 +601,7 @@ async def test_wait_ready_waits_for_a_server_that_is_restarting() -> None:
 
 async def test_wait_ready_gives_up_at_the_ready_timeout() -> None:
     backend = LlamaServerBackend(f"http://127.0.0.1:{unused_port()}/v1", ready_timeout_s=0.2)
-    with anyio.fail_after(5), pytest.raises(BackendUnavailable):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(BackendUnavailable):
         await backend.wait_ready()
     await backend.aclose()
 

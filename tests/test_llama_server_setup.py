@@ -92,7 +92,7 @@ class Checkout:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
         )
 
     def start(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -509,7 +509,7 @@ def test_of_several_starts_at_once_one_gets_the_server(fake: Checkout) -> None:
         subprocess.Popen(command, env=fake.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(3)
     ]
-    outputs = [start.communicate(timeout=30)[0] for start in starts]
+    outputs = [start.communicate(timeout=100)[0] for start in starts]
     assert sum(b"ready: " in output for output in outputs) == 1
     assert all(
         re.search(rb"ready: |runs already|another start came first", output) for output in outputs
@@ -550,7 +550,7 @@ def test_status_tells_not_running_loading_and_ready(fake: Checkout) -> None:
         finally:
             # A start that is ended takes its server with it.
             starting.send_signal(signal.SIGTERM)
-        output, _ = starting.communicate(timeout=20)
+        output, _ = starting.communicate(timeout=100)
     assert loading.returncode == 1
     assert "running, but not ready" in loading.stdout
     assert (starting.returncode, runs(pid)) == (1, False)
@@ -566,7 +566,7 @@ def test_status_tells_not_running_loading_and_ready(fake: Checkout) -> None:
 
 def wait_for_server(checkout: Checkout, start_pid: int) -> int:
     """The id in the pid file, once it is no longer that of the start itself."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError, IndexError):
             if checkout.pid != start_pid:

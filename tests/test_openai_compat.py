@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import anyio
@@ -34,6 +33,7 @@ from tests.wire.scripted_server import (
     HEALTH,
     LOADING,
     MODELS,
+    PATIENCE_S,
     PROPS,
     Reply,
     ScriptedServer,
@@ -482,7 +482,10 @@ async def test_start_says_what_to_do_when_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     async with opened(OpenAIBackend(url, connect_grace_s=0.2)) as backend:
-        with anyio.fail_after(5), pytest.raises(BackendUnavailable, match="vllm serve MODEL"):
+        with (
+            anyio.fail_after(PATIENCE_S),
+            pytest.raises(BackendUnavailable, match="vllm serve MODEL"),
+        ):
             await backend.start()
 
 
@@ -501,7 +504,7 @@ async def test_a_loading_server_is_waited_for_until_the_ready_timeout(
 async def test_a_server_that_hangs_is_not_ready(server: ScriptedServer) -> None:
     server.on(MODELS, Reply(hang=True))
     async with opened(OpenAIBackend(server.base_url, ready_timeout_s=0.3)) as backend:
-        with anyio.fail_after(3), pytest.raises(BackendUnavailable):
+        with anyio.fail_after(PATIENCE_S), pytest.raises(BackendUnavailable):
             await backend.wait_ready()
 
 
@@ -555,17 +558,21 @@ async def test_an_answer_without_its_schema_is_asked_again_whatever_was_left_out
 
 async def test_cancelling_hangs_up(server: ScriptedServer, backend: OpenAIBackend) -> None:
     server.on(CHAT, Reply(hang=True))
-    with anyio.move_on_after(0.05):
-        await ask(backend)
-    assert await anyio.to_thread.run_sync(partial(server.hung_up.wait, 1.0))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, backend)
+        await anyio.to_thread.run_sync(server.wait_for, CHAT)
+        tasks.cancel_scope.cancel()
+    assert await anyio.to_thread.run_sync(server.hung_up.wait, PATIENCE_S)
 
 
 async def test_cancelled_between_refusal_and_answer_leaves_the_backend_usable(
     server: ScriptedServer, backend: OpenAIBackend
 ) -> None:
     server.on(CHAT, refusal("seed"), Reply(hang=True))
-    with anyio.move_on_after(0.2):
-        await ask(backend)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, backend)
+        await anyio.to_thread.run_sync(server.wait_for, CHAT, 2)
+        tasks.cancel_scope.cancel()
     server.on(CHAT, Reply(answer_body()))
     assert await ask(backend) == "hello"
     assert backend.refused == {}

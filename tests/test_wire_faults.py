@@ -20,6 +20,7 @@ from scheduler.errors import (
     ContextExceeded,
     RequestRejected,
 )
+from scheduler.observe import RunStats
 from scheduler.types import Completion, Outcome, Request
 from tests.doubles import config
 from tests.questions import SCHEMA, question, questions, transcript
@@ -51,7 +52,9 @@ async def test_each_fault_of_the_wire_has_its_outcome_on_both_sides(tmp_path: Pa
     kinds = [*PASSING, *LASTING, *FREE]
     names = {f"agent-{i:03d}": kind for i, kind in enumerate(kinds)}
     calm = question("calm")
-    requests = [*(question(name, timeout_s=DEADLINE_S) for name in names), calm]
+    # Only what needs a deadline has a short one: a busy machine misses it for no other reason.
+    waits = {name: DEADLINE_S if kind in ("hang", "drip") else 60.0 for name, kind in names.items()}
+    requests = [*(question(name, timeout_s=limit) for name, limit in waits.items()), calm]
     with chaos(tmp_path / "record", script={n: [kind] for n, kind in names.items()}) as server:
         completions, stats = await run(server, requests, config(on_failure="noop", **QUICK))
         arrived = came(server)
@@ -173,7 +176,7 @@ async def test_a_cancelled_step_hangs_up_on_everything_in_flight(tmp_path: Path)
     with chaos(tmp_path / "record", script=script) as server:
         backend = LlamaServerBackend(server.base_url)
         async with Scheduler(backend) as scheduler:
-            with anyio.move_on_after(0.5) as scope:
+            with anyio.move_on_after(2.0) as scope:
                 await scheduler.run_step(questions(8))
             assert scope.cancelled_caught
             await scheduler.drain()
@@ -186,7 +189,7 @@ async def test_a_cancelled_step_hangs_up_on_everything_in_flight(tmp_path: Path)
 
 async def test_a_server_that_dies_for_good_leaves_nobody_waiting(tmp_path: Path) -> None:
     with chaos(tmp_path / "record", delay_s=0.2) as server:
-        backend = LlamaServerBackend(server.base_url, ready_timeout_s=0.5)
+        backend = LlamaServerBackend(server.base_url, ready_timeout_s=2.0)
         async with Scheduler(backend, config(on_failure="noop", **QUICK)) as scheduler:
             assert (await scheduler.submit(question())).ok
             await anyio.to_thread.run_sync(server.kill)
@@ -208,7 +211,7 @@ async def test_a_stopped_server_process_is_timed_out_and_goes_on_when_it_continu
             assert (await scheduler.submit(question())).ok
             os.kill(server.pid, signal.SIGSTOP)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_continue_later, server)
+                tasks.start_soon(_continue_later, server, scheduler.stats)
                 completions = await scheduler.run_step(
                     questions(4, step=1, timeout_s=1.0, max_retries=9)
                 )
@@ -216,6 +219,7 @@ async def test_a_stopped_server_process_is_timed_out_and_goes_on_when_it_continu
     assert all(completion.ok and completion.attempts > 1 for completion in completions)
 
 
-async def _continue_later(server: Chaos) -> None:
-    await anyio.sleep(1.5)
+async def _continue_later(server: Chaos, stats: RunStats) -> None:
+    while stats.retries < 4:  # noqa: ASYNC110 - each of the four has been timed out
+        await anyio.sleep(0.01)
     os.kill(server.pid, signal.SIGCONT)

@@ -92,7 +92,7 @@ async def test_answers_do_not_depend_on_what_ran_before(
 def fresh_process(model: Path, count: int) -> dict[str, Any]:
     script = Path(__file__).with_name("fixed_prompts.py")
     command = [sys.executable, str(script), str(model), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     assert done.stderr == ""
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -96,7 +96,7 @@ async def test_start_serves_the_slots_and_context_asked_for_and_stop_leaves_noth
     assert answer.json()["usage"]["completion_tokens"] > 0
     assert server.poll() == 0
     assert root.port is not None
-    wait_until_gone(processes, within_s=1)
+    wait_until_gone(processes, within_s=30)
     with socket.create_server(("127.0.0.1", root.port)):
         pass
     await server.stop()
@@ -145,6 +145,7 @@ async def test_a_killed_parent_takes_its_server_along(
     binary = find_server("xllamacpp") if lines is None else script(lines)
     code = f"""
 import anyio, pathlib
+from scheduler.errors import ServerError
 from scheduler.server import ManagedServer, ServerBinary, ServerSpec
 async def main():
     spec = ServerSpec(pathlib.Path({str(spec.model_path)!r}), slots=1, ctx_per_slot=256)
@@ -152,8 +153,13 @@ async def main():
     server = ManagedServer(spec, binary=binary, log_path=pathlib.Path({str(tmp_path / "log")!r}))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.start)
-        await anyio.sleep(0.5)
-        print(server.pid, flush=True)
+        while True:
+            try:
+                print(server.pid, flush=True)
+            except ServerError:  # not started yet
+                await anyio.sleep(0.01)
+            else:
+                break
         await anyio.sleep_forever()
 anyio.run(main)
 """
@@ -162,11 +168,13 @@ anyio.run(main)
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        processes = [pid, *children_of(pid)]
-        assert is_alive(pid)
+        while not (children := children_of(pid)):
+            assert is_alive(pid)
+            await anyio.sleep(0.01)
+        processes = [pid, *children]
         assert len(processes) == 2
         parent.kill()
-    wait_until_gone(processes, within_s=2)
+    wait_until_gone(processes, within_s=30)
 
 
 async def test_a_broken_model_is_an_error_with_the_end_of_the_log(

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,7 @@ def test_two_serial_runs_on_managed_servers_do_not_disturb_each_other(
     other = subprocess.Popen([sys.executable, "-m", "swarm_integration", *words])
     with other:
         code = swarm("scenarios/llm_llama_cpp.yaml", tmp_path / "run", *short)
-        assert (code, other.wait(timeout=60)) == (0, 0)
+        assert (code, other.wait(timeout=200)) == (0, 0)
     for name in ("run", "other"):
         events = json_lines(tmp_path / name / "inference.jsonl")
         assert in_flight_by_events(events) == 1
@@ -221,10 +220,8 @@ def test_users_own_server_answers_the_scenario_as_it_stands(
     )
     run_dir = tmp_path / "run"
     words = ["run", str(scenario), "--inference-scheduler", "batch", "--run-dir", str(run_dir)]
-    started = time.monotonic()
     code = cli.main([*words, "--epochs", "1", "--steps", "1"])
     assert code == 0, capsys.readouterr()
-    assert time.monotonic() - started < 60
     acts = [x["agent_id"] for x in check_answers(run_dir) if x["kind"] == "act"]
     assert acts == ["llm_1", "llm_2", "llm_3"]
     assert own_server.poll() is None

@@ -21,7 +21,7 @@ _WAYS = multiprocessing.get_all_start_methods()
 _context: Any = multiprocessing.get_context("forkserver" if "forkserver" in _WAYS else "spawn")
 _context.set_forkserver_preload(["swarm_integration.run", "swarm.__main__", "openai"])
 
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 class Child:

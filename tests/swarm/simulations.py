@@ -91,7 +91,7 @@ def manifest(directory: Path) -> dict[str, Any]:
 def on_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `main` on a simulation's event loop; never for ever."""
     with asyncio.Runner(loop_factory=SimulationLoop) as runner:
-        return runner.run(asyncio.wait_for(main(), 20))
+        return runner.run(asyncio.wait_for(main(), 100))
 
 
 def reject(request: Request, put: int) -> str:

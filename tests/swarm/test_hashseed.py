@@ -30,7 +30,7 @@ def run(*flags: str, **environment: str) -> list[str]:
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 7, done.stderr

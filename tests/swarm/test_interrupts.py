@@ -34,7 +34,7 @@ def scenario(**block: object) -> None:
 
 
 def wait_for_text(child: Child, text: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while text not in child.text():
         assert child.running, child.text()
         assert time.monotonic() < deadline, child.text()

@@ -31,7 +31,7 @@ if sys.platform != "win32":
 
 on_terminals = pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo terminals")
 
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 HIDE, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 VIEW = re.compile(rb"epoch \d/1 step \d/\d")
 

@@ -27,6 +27,8 @@ TEMPLATE = "POST /apply-template"
 TOKENIZE = "POST /tokenize"
 
 _POLL_S = 0.02
+PATIENCE_S = 60.0
+"""How long a busy machine may take for what is done at once on an idle one."""
 
 
 def answer_body(text: str = "hello", **message: Any) -> dict[str, Any]:
@@ -173,6 +175,14 @@ class ScriptedServer:
         """What came in on `route`, in order."""
         with self._lock:
             return [seen for seen in self.seen if seen.route == route]
+
+    def wait_for(self, route: str = CHAT, count: int = 1) -> None:
+        """Return once so many requests have come in on `route`."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(self.requests(route)) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(self.requests(route))} of {count} requests on {route}")
+            time.sleep(0.002)
 
     def note(self, request: Seen, reply: Reply, *, served: bool, seconds: float) -> None:
         """Called when a request is over; `served` is False where the client hung up."""
