@@ -16,7 +16,7 @@ from scheduler.errors import AttemptError, AttemptTimeout, RequestFailed, RunEnd
 from scheduler.events import Events, milliseconds
 from scheduler.journal import Journal
 from scheduler.lane import Entry, Lane
-from scheduler.retry import RetryDecision, retrying
+from scheduler.retry import RetryDecision, classify, retrying
 from scheduler.seeds import request_seed
 from scheduler.structured import SchemaChecker
 from scheduler.types import Answer, Completion, Outcome, Timings
@@ -128,7 +128,13 @@ class Answering:
             dispatched_at = anyio.current_time()
             entry.attempts += 1
             self._events.dispatched(lane, entry)
-            return await _generate(lane, entry, seed)
+            try:
+                return await _generate(lane, entry, seed)
+            except AttemptError as exc:
+                # Also after the last attempt: the next request must not find out by failing.
+                if classify(exc).wait_ready:
+                    lane.readiness.doubt()
+                raise
 
         def pause(error: AttemptError, decision: RetryDecision, pause_s: float) -> None:
             self._slots.pause(lane, entry, error, decision, pause_s)

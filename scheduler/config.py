@@ -157,7 +157,8 @@ class BackendConfig(Section):
         120.0, description="How long a server may take to get ready, in seconds."
     )
     max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
-        3, description="How often a managed server that has died is started again in a run."
+        3,
+        description="How often a managed server that has died or hangs is started again in a run.",
     )
     openai: OpenAIConfig = OpenAIConfig()
     fake: FakeConfig = FakeConfig()

@@ -273,8 +273,6 @@ class Scheduler:
         if entry.owner.failed:
             entry.scope.cancel()  # what was in flight may finish, but is not tried again
             return
-        if decision.wait_ready:
-            lane.readiness.doubt()
         lane.release(entry)
         lane.dispatch()
 

@@ -1,10 +1,10 @@
 """Whether a backend can be sent requests: asked by many, found out by one of them.
 
-A failed connection throws doubt on the backend. Until the doubt is cleared nothing is sent:
-one request asks the backend, the others wait for what it finds, so an outage costs only those
-an attempt that were under way. A backend that did not come back is asked again by whoever
-comes later, and then answers soon (`Backend.wait_ready`). It counts nothing and tries nothing
-again: `retry.py` does.
+A failed connection, or an attempt that met its deadline, throws doubt on the backend. Until
+the doubt is cleared nothing is sent: one request asks the backend, the others wait for what it
+finds, so an outage costs only those an attempt that were under way. A backend that did not come
+back is asked again by whoever comes later, and then answers soon (`Backend.wait_ready`). It
+counts nothing and tries nothing again: `retry.py` does.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Readiness:
         return self._cleared < self._doubts
 
     def doubt(self) -> None:
-        """Take note of a failed connection, or of a server that still loads."""
+        """Take note of a failed connection, a missed deadline, or a server that still loads."""
         self._doubts += 1
 
     async def wait(self, witness: Witness) -> None:

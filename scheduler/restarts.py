@@ -1,7 +1,8 @@
-"""Starting a managed server again when it has died, a bounded number of times.
+"""Starting a managed server again when it has died or hangs, a bounded number of times.
 
 Apart from the server, which watches nothing, and from the backend, which does not care who
-started what it speaks to. It is asked when a connection has failed, and then only.
+started what it speaks to. It is asked when a connection has failed or a deadline was met, and
+then only. Whether a server hangs is found out by who asks it (`patience.py`).
 """
 
 from __future__ import annotations
@@ -30,33 +31,39 @@ class Restarts:
         self._limit = limit
         self._log = log
 
-    async def revive(self) -> str | None:
-        """Return the server's base URL if it had died and runs again, None if it still runs.
+    async def revive(self, *, hangs: bool = False) -> str | None:
+        """Return the server's base URL if it was started again, None if it needs no restart.
+
+        Args:
+            hangs: Whether it is known to answer nothing; then it is ended first.
 
         Raises:
-            BackendUnavailable: It has died too often, or does not start any more.
+            BackendUnavailable: It was started too often, or does not start or end any more.
             ConfigError: It can't be started as configured any more.
         """
         status = self._server.poll()
-        if status is None:
+        if status is None and not hangs:
             return None
+        trouble = "hangs" if status is None else f"has died (exit status {status})"
         if self.count >= self._limit:
             raise BackendUnavailable(
-                f"the managed llama-server has died (exit status {status}) after {self.count} "
+                f"the managed llama-server {trouble} after {self.count} "
                 f"restarts, and backend.max_restarts is {self._limit}. Look into the server's log"
             )
         self.count += 1
         began = anyio.current_time()
         try:
+            if status is None:
+                await self._end()
             await self._server.start()
         except ServerError as exc:
             raise BackendUnavailable(
-                f"the managed llama-server has died (exit status {status}) and does not start "
-                f"again: {exc}"
+                f"the managed llama-server {trouble} and does not start again: {exc}"
             ) from exc
         if self._log is not None:
             self._log.warning(
                 "server.restarted",
+                reason="hung" if status is None else "died",
                 exit_status=status,
                 pid=self._server.pid,
                 base_url=self._server.base_url,
@@ -65,3 +72,9 @@ class Restarts:
                 took_ms=round((anyio.current_time() - began) * 1000.0, 3),
             )
         return self._server.base_url
+
+    async def _end(self) -> None:
+        """End a server that hangs, by its own process id: SIGTERM, then SIGKILL."""
+        if self._log is not None:
+            self._log.warning("server.hung", pid=self._server.pid)
+        await self._server.stop()

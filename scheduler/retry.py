@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, Future, RetryCallState, retry_if_exception
 
 from scheduler.errors import (
     AttemptError,
+    AttemptTimeout,
     ConnectionFailed,
     RequestRejected,
     RetryBudgetExhausted,
@@ -55,7 +56,7 @@ def classify(error: BaseException) -> RetryDecision:
         return RetryDecision(retry=False)
     if isinstance(error, ServerLoading):
         return RetryDecision(retry=True, counts=False, wait_ready=True)
-    if isinstance(error, ConnectionFailed):
+    if isinstance(error, ConnectionFailed | AttemptTimeout):  # broken, or it may hang
         return RetryDecision(retry=True, wait_ready=True)
     if isinstance(error, ServerBusy):
         return RetryDecision(retry=True, retry_after_s=error.retry_after_s)

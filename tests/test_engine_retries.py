@@ -50,7 +50,8 @@ async def test_a_passing_fault_is_tried_again(error: AttemptError) -> None:
     assert completion.ok
     assert completion.attempts == backend.calls == 3
     assert scheduler.stats.retries == 2
-    assert backend.waits_for_ready == (2 if isinstance(error, ConnectionFailed) else 0)
+    doubtful = isinstance(error, ConnectionFailed | AttemptTimeout)
+    assert backend.waits_for_ready == (2 if doubtful else 0)
 
 
 @pytest.mark.parametrize("error", [RequestRejected("no"), ContextExceeded("too long")])

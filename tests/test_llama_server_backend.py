@@ -93,7 +93,12 @@ def unused_port() -> int:
 
 async def test_answer_has_text_tokens_and_timings(backend: LlamaServerBackend) -> None:
     assert await ask(backend) == RawAnswer(
-        "hello", FinishReason.STOP, Usage(39, 15, 38), prefill_ms=0.822, decode_ms=6.67
+        "hello",
+        FinishReason.STOP,
+        Usage(39, 15, 38),
+        prefill_ms=0.822,
+        decode_ms=6.67,
+        served_by="demo b0-unknown",
     )
 
 
@@ -531,11 +536,20 @@ async def test_start_waits_while_the_model_loads(
     assert len(server.requests(HEALTH)) == 2
 
 
-@pytest.mark.parametrize("reply", [LOADING, Reply(hang=True), Reply(b"", 502)])
-async def test_start_gives_up_at_the_ready_timeout(server: ScriptedServer, reply: Reply) -> None:
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (LOADING, "ready_timeout_s"),
+        (Reply(hang=True), "hangs: it takes connections and has answered nothing"),
+        (Reply(b"", 502), "ready_timeout_s"),
+    ],
+)
+async def test_start_gives_up_at_the_ready_timeout(
+    server: ScriptedServer, reply: Reply, says: str
+) -> None:
     backend = LlamaServerBackend(server.base_url, ready_timeout_s=0.5)
     server.on(HEALTH, reply)
-    with anyio.fail_after(PATIENCE_S), pytest.raises(BackendUnavailable, match="ready_timeout_s"):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(BackendUnavailable, match=says):
         await backend.start()
     await backend.aclose()
 
@@ -637,6 +651,64 @@ async def test_wait_ready_refuses_a_server_that_came_back_as_another(
     server.on(PROPS, Reply(props_body(model_alias="other", chat_template="x")))
     with pytest.raises(BackendUnavailable, match=r"model: 'demo', now 'other', chat_template"):
         await backend.wait_ready()
+
+
+async def test_who_answers_is_asked_once_for_each_connection(
+    server: ScriptedServer, backend: LlamaServerBackend
+) -> None:
+    await backend.start()
+    for _ in range(5):
+        await ask(backend)
+    assert len(server.requests(PROPS)) == 2
+    server.on(CHAT, Reply(answer_body(), close=True))
+    for _ in range(5):
+        await ask(backend)
+    assert len(server.requests(PROPS)) <= server.connections + 2
+
+
+async def test_an_answer_of_a_server_that_was_swapped_is_not_taken(
+    server: ScriptedServer, backend: LlamaServerBackend
+) -> None:
+    await backend.start()
+    server.on(CHAT, Reply(answer_body(), close=True))
+    await ask(backend)
+    server.on(PROPS, Reply(props_body(model_path="/models/other.gguf")))
+    error = await failure(backend)
+    assert isinstance(error, ConnectionFailed)
+    assert "another server than the run began with" in str(error)
+    assert "model_file: 'demo.gguf', now 'other.gguf'" in str(error)
+    server.on(PROPS, Reply(props_body()))
+    assert (await ask(backend)).text == "hello"
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"system_fingerprint": "b2"}])
+async def test_a_server_swapped_behind_an_open_connection_shows_in_its_answers(
+    change: dict[str, str], server: ScriptedServer, backend: LlamaServerBackend
+) -> None:
+    await backend.start()
+    await ask(backend)
+    server.on(PROPS, Reply(props_body(model_alias="other")))
+    assert (await ask(backend)).text == "hello"
+    server.on(CHAT, Reply(answer_body() | change))
+    assert isinstance(await failure(backend), ConnectionFailed)
+
+
+async def test_a_server_that_gives_the_answer_another_name_is_still_the_same(
+    server: ScriptedServer, backend: LlamaServerBackend
+) -> None:
+    await backend.start()
+    for name in ("demo", "asked for", "demo", "asked for"):
+        server.on(CHAT, Reply(answer_body() | {"model": name}))
+        await ask(backend)
+    assert len(server.requests(PROPS)) == 3
+
+
+async def test_an_answer_is_not_taken_from_who_does_not_say_who_it_is(
+    server: ScriptedServer, backend: LlamaServerBackend
+) -> None:
+    await backend.start()
+    server.on(PROPS, LOADING)
+    assert isinstance(await failure(backend), ServerLoading)
 
 
 async def test_tokens_are_counted_with_the_chat_template(

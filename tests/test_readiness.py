@@ -98,6 +98,22 @@ async def test_an_outage_costs_only_those_an_attempt_that_were_under_way() -> No
     assert (attempts.count(2), attempts.count(1)) == (4, 96)
 
 
+async def test_a_request_without_retries_leaves_a_doubt_for_the_next_one() -> None:
+    backend = Outage(0.0, 7.0, slots=1)
+    async with Scheduler(backend, config(on_failure="noop")) as scheduler:
+        completions = await scheduler.run_step(questions(3, max_retries=0))
+    assert [completion.ok for completion in completions] == [False, True, True]
+    assert backend.waits_for_ready == 1
+
+
+async def test_a_missed_deadline_leaves_a_doubt_too() -> None:
+    backend = TracingBackend(1, delay=lambda request, _: 1e9 if "000" in request.agent_id else 1.0)
+    async with Scheduler(backend, config(on_failure="noop")) as scheduler:
+        completions = await scheduler.run_step(questions(3, max_retries=0, timeout_s=5.0))
+    assert [completion.ok for completion in completions] == [False, True, True]
+    assert backend.waits_for_ready == 1
+
+
 async def test_doubt_that_comes_while_one_asks_is_not_cleared_by_the_answer() -> None:
     backend = Outage(0.0, 0.0)
     await backend.start()

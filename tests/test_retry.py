@@ -29,7 +29,7 @@ from scheduler.types import Request
 from tests.questions import question
 
 DECISIONS = [
-    (errors.AttemptTimeout("late"), RetryDecision(retry=True)),
+    (errors.AttemptTimeout("late"), RetryDecision(retry=True, wait_ready=True)),
     (errors.ConnectionFailed("refused"), RetryDecision(retry=True, wait_ready=True)),
     (ServerBusy("429"), RetryDecision(retry=True)),
     (ServerBusy("429", 3.0), RetryDecision(retry=True, retry_after_s=3.0)),

@@ -31,6 +31,7 @@ class Mortal(FakeBackend):
     def __init__(self, slots: int = 2, **options: Any) -> None:
         super().__init__(slots, **{"delay": lambda *_: 1.0, **options})
         self.alive = True
+        self.hangs = False
         self.served: list[str] = []
         self.slots_seen: set[int] = set()
         self._died = anyio.Event()
@@ -46,13 +47,20 @@ class Mortal(FakeBackend):
         self._died.set()
         self._back = anyio.Event()
 
+    def hang(self) -> None:
+        """Take requests, and the question whether it is ready, and answer nothing."""
+        self.alive = False
+        self.hangs = True
+        self._back = anyio.Event()
+
     def revive(self) -> None:
+        self.hangs = False
         self.alive = True
         self._died = anyio.Event()
         self._back.set()
 
     async def wait_ready(self) -> None:
-        with anyio.move_on_after(READY_TIMEOUT_S):
+        with anyio.move_on_after(READY_TIMEOUT_S * (10 if self.hangs else 1)):
             if not self.alive:
                 await self._back.wait()
             await anyio.lowlevel.checkpoint()
@@ -61,6 +69,8 @@ class Mortal(FakeBackend):
 
     async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
         assert 0 <= slot < self._info.slots
+        if self.hangs:
+            await anyio.sleep_forever()
         answer: list[RawAnswer] = []
         async with anyio.create_task_group() as group:
 
@@ -179,6 +189,34 @@ async def test_a_dead_servers_share_moves_and_comes_back() -> None:
     assert len(set(servers[0].served) & homes[0]) >= len(homes[0]) - 1
     events = ("server.lost", "server.missing", "server.back")
     assert log.events == [(event, "server-0") for event in events]
+
+
+async def test_a_hung_servers_share_moves_after_one_deadline_and_comes_back() -> None:
+    servers, log = [Mortal(2), Mortal(2)], Log()
+    requests = asked(40, 8, max_retries=1, timeout_s=30.0)
+    async with Scheduler(pool_of(servers, log=log), config(max_batch=100)) as scheduler:
+        before = await scheduler.run_step(requests)
+        for one in servers:
+            one.served.clear()
+        servers[0].hang()
+        during = await scheduler.run_step(requests)
+        assert scheduler.stats.retries == 2
+        assert len(servers[1].served) == 40
+        servers[0].revive()
+        await anyio.sleep(10 * READY_TIMEOUT_S)
+        after = await scheduler.run_step(requests)
+    assert servers[0].served
+    assert transcript(before) == transcript(during) == transcript(after)
+    assert [event for event, _ in log.events] == ["server.lost", "server.back"]
+    assert {name for _, name in log.events} == {"server-0"}
+
+
+async def test_a_slow_server_is_not_lost_when_a_deadline_is_met() -> None:
+    servers, log = [Mortal(1, delay=lambda _, nth: 99.0 if nth == 1 else 1.0), Mortal(1)], Log()
+    async with Scheduler(pool_of(servers, log=log), config()) as scheduler:
+        completions = await scheduler.run_step(asked(8, 4, timeout_s=10.0))
+    assert all(one.ok for one in completions)
+    assert log.events == []
 
 
 async def test_a_server_that_comes_back_in_the_middle_of_a_step_is_used_again() -> None:

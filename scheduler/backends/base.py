@@ -54,7 +54,8 @@ class RawAnswer:
     """One answer as the backend gave it, before the schema check.
 
     Token ids and log-probabilities are empty where the backend does not give them; they
-    are owed only to a request with `report_tokens`.
+    are owed only to a request with `report_tokens`. `served_by` is what the answer says of who
+    gave it: model and build.
     """
 
     text: str
@@ -65,6 +66,7 @@ class RawAnswer:
     reasoning: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    served_by: str = ""
 
 
 def how_to_get_slots(kind: str, slots: int) -> str:
@@ -90,7 +92,7 @@ class Backend(Protocol):
         ...
 
     async def wait_ready(self) -> None:
-        """Return once requests can be sent again, after a failed connection.
+        """Return once requests can be sent again, after a failed connection or a missed deadline.
 
         After it has raised, the next call does not wait as long again: it looks whether the
         backend is back and answers within a few seconds.

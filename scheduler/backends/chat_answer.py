@@ -100,6 +100,7 @@ def parse_answer(content: bytes, content_type: str) -> RawAnswer:
         reasoning=encodable(reasoning),
         token_ids=token_ids,
         logprobs=logprobs,
+        served_by=f"{body.get('model')} {body.get('system_fingerprint')}"[:_LONGEST_QUOTE],
     )
 
 

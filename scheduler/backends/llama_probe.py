@@ -68,7 +68,7 @@ async def become_ready(
     *,
     timeout_s: float,
     unreachable_s: float,
-    revive: Callable[[], Awaitable[bool]] | None = None,
+    revive: Callable[[bool], Awaitable[bool]] | None = None,
 ) -> BackendInfo:
     """Ask until the server is healthy, then return what it is.
 
@@ -76,8 +76,8 @@ async def become_ready(
         client: Speaks to the server.
         timeout_s: How long it may load its model or fail, in seconds.
         unreachable_s: How long of that it may be unreachable.
-        revive: Starts a server of our own again if it has died, and says whether it did;
-            the times above then count anew. What it raises is raised.
+        revive: Starts a server of our own again if it has died, or is told that it hangs, and
+            says whether it did; the times above then count anew. What it raises is raised.
 
     Raises:
         BackendUnavailable: It did not get ready in time.
@@ -85,7 +85,7 @@ async def become_ready(
     """
     try:
         return await ask_until_ready(
-            lambda within_s: _identify(client, within_s),
+            lambda within_s: _identify_healthy(client, within_s),
             address=client.address,
             unreachable=("llama-server", START_HINT),
             timeout_s=timeout_s,
@@ -108,11 +108,15 @@ def difference(before: BackendInfo, after: BackendInfo) -> str:
     return ", ".join(f"{name}: {old!r}, now {new!r}" for name, old, new in pairs if old != new)
 
 
-async def _identify(client: ChatClient, within_s: float) -> BackendInfo:
-    """Read once what the server is; an `AttemptError` if it is not healthy."""
+async def identify(client: ChatClient, within_s: float = _PROBE_TIMEOUT_S) -> BackendInfo:
+    """Read once what the server is.
+
+    Raises:
+        AttemptError: It does not say so within the time.
+        ConfigError: It is no llama-server.
+    """
     try:
         with anyio.fail_after(within_s):
-            await client.fetch(f"{client.root}/health")
             props = await client.fetch(f"{client.root}/props")
             model = await _model_name(client, props)
     except TimeoutError as exc:
@@ -130,6 +134,17 @@ async def _identify(client: ChatClient, within_s: float) -> BackendInfo:
         build=_text(props, "build_info"),
         facts=_facts(props),
     )
+
+
+async def _identify_healthy(client: ChatClient, within_s: float) -> BackendInfo:
+    """Read once what the server is; an `AttemptError` if it is not healthy."""
+    began = anyio.current_time()
+    try:
+        with anyio.fail_after(within_s):
+            await client.fetch(f"{client.root}/health")
+    except TimeoutError as exc:
+        raise AttemptTimeout(f"no answer to a health check within {within_s:.1f} s") from exc
+    return await identify(client, max(0.1, within_s - (anyio.current_time() - began)))
 
 
 async def _model_name(client: ChatClient, props: JsonObject) -> str:

@@ -15,12 +15,13 @@ import anyio
 
 from scheduler.backends.base import BackendInfo, RawAnswer
 from scheduler.backends.chat_answer import encodable
-from scheduler.backends.llama_probe import FIXED_SAMPLING, become_ready, difference
+from scheduler.backends.llama_probe import FIXED_SAMPLING, become_ready, difference, identify
 from scheduler.backends.openai_chat import ChatClient, messages_json
 from scheduler.errors import (
     AttemptTimeout,
     AuthenticationFailed,
     BackendUnavailable,
+    ConnectionFailed,
     RequestRejected,
     SchedulerError,
 )
@@ -44,7 +45,8 @@ class LlamaServerBackend:
         ready_timeout_s: How long the server may take to get ready, in seconds.
         connect_timeout_s: Deadline for connecting, in seconds.
         connect_grace_s: How long `start` waits for a server that can't be reached at all.
-        restarts: Starts the server again when it has died; None for a server of somebody else.
+        restarts: Starts the server again when it has died or hangs; None for a server of somebody
+            else.
 
     Raises:
         ConfigError: `base_url` or `api_key` can't be used.
@@ -61,7 +63,12 @@ class LlamaServerBackend:
         connect_grace_s: float = 2.0,
         restarts: Restarts | None = None,
     ) -> None:
-        self._client = ChatClient(base_url, api_key=api_key, connect_timeout_s=connect_timeout_s)
+        self._client = ChatClient(
+            base_url,
+            api_key=api_key,
+            connect_timeout_s=connect_timeout_s,
+            verify=self._verify,
+        )
         self._pin_slots = pin_slots
         self._ready_timeout_s = ready_timeout_s
         self._connect_grace_s = connect_grace_s
@@ -86,8 +93,8 @@ class LlamaServerBackend:
     async def wait_ready(self) -> None:
         """Return once the server answers again; one that is restarting is waited for.
 
-        A server of our own that has died is started again, as often as that is allowed. One
-        that did not come back is not waited for a second time, only looked for.
+        A server of our own that has died or hangs is started again, as often as that is allowed.
+        One that did not come back is not waited for a second time, only looked for.
 
         Raises:
             BackendUnavailable: It did not come back in time, or came back as another: with
@@ -163,6 +170,16 @@ class LlamaServerBackend:
                 "start it as it was, then resume"
             )
 
+    async def _verify(self) -> None:
+        """See that the server which has just answered is the one that this run began with."""
+        info = await identify(self._client)
+        if self._info is not None and info != self._info:
+            raise ConnectionFailed(
+                f"an answer came from another server than the run began with, and was not taken "
+                f"({difference(self._info, info)}); start the server at {self._client.address} "
+                "as it was, then resume"
+            )
+
     async def _become_ready(self, timeout_s: float, unreachable_s: float) -> BackendInfo:
         return await become_ready(
             self._client,
@@ -171,8 +188,8 @@ class LlamaServerBackend:
             revive=None if self._restarts is None else self._revive,
         )
 
-    async def _revive(self) -> bool:
-        base_url = None if self._restarts is None else await self._restarts.revive()
+    async def _revive(self, hangs: bool) -> bool:
+        base_url = None if self._restarts is None else await self._restarts.revive(hangs=hangs)
         if base_url is None:
             return False
         self._client.move(base_url)

@@ -9,7 +9,7 @@ Prompts and keys are never logged here; the `openai` logger writes prompts at le
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -23,6 +23,7 @@ from scheduler.backends.chat_answer import (
     json_object,
     parse_answer,
 )
+from scheduler.backends.same_server import SameServer
 from scheduler.config import check_base_url
 from scheduler.errors import (
     AttemptError,
@@ -50,6 +51,8 @@ class ChatClient:
         connect_timeout_s: Deadline for connecting, in seconds.
         headers: Sent with each request, beside the protocol's own.
         trust_env: Go through the proxy that the environment names (`HTTPS_PROXY`).
+        verify: Is called before an answer is taken by whose side the server may be another one
+            than before; what it raises is raised.
 
     Raises:
         ConfigError: The address or the key can't be used.
@@ -63,7 +66,9 @@ class ChatClient:
         connect_timeout_s: float,
         headers: Mapping[str, str] | None = None,
         trust_env: bool = False,
+        verify: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._same = None if verify is None else SameServer(verify)
         parts = self._take_address(base_url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
             raise ConfigError(
@@ -145,7 +150,11 @@ class ChatClient:
             raise self._translated(exc, agent_id=agent_id) from exc
         if raw.status_code != 200:
             raise error_of(raw.status_code, raw.headers, raw.content, agent_id=agent_id)
-        return parse_answer(raw.content, raw.headers.get("content-type", ""))
+        answer = parse_answer(raw.content, raw.headers.get("content-type", ""))
+        if self._same is not None:
+            connection = raw.extensions.get("network_stream")
+            await self._same.check(connection, str(body.get("model")), answer.served_by)
+        return answer
 
     async def fetch(self, url: str, body: Mapping[str, Any] | None = None) -> JsonObject:
         """Return the JSON object at `url`, a path under `base_url` or a whole address.

@@ -13,6 +13,7 @@ import anyio
 
 from scheduler.errors import (
     AttemptError,
+    AttemptTimeout,
     BackendUnavailable,
     ConnectionFailed,
     MalformedAnswer,
@@ -34,7 +35,7 @@ async def ask_until_ready(
     unreachable_s: float,
     probe_timeout_s: float,
     longest_pause_s: float,
-    revive: Callable[[], Awaitable[bool]] | None = None,
+    revive: Callable[[bool], Awaitable[bool]] | None = None,
 ) -> T:
     """Ask until there is an answer, and return it.
 
@@ -46,23 +47,27 @@ async def ask_until_ready(
         unreachable_s: How long of that it may be unreachable.
         probe_timeout_s: How long one answer may take.
         longest_pause_s: Pauses double up to this.
-        revive: Starts a server of our own again if it has died, and says whether it did;
-            the times above then count anew. What it raises is raised.
+        revive: Starts a server of our own again if it has died, or if it is told that it hangs:
+            nothing was heard of it for two probes, or for half of `timeout_s` if that is less.
+            Says whether it did; the times above then count anew. What it raises is raised.
 
     Raises:
         BackendUnavailable: It did not answer in time.
         MalformedAnswer: It keeps answering in another language than expected.
         RequestRejected: It refuses; asking again can't help.
     """
-    started = last_reached = anyio.current_time()
+    started = last_reached = last_heard = anyio.current_time()
+    silence_s = min(2 * probe_timeout_s, timeout_s / 2)
+    if revive is not None:
+        probe_timeout_s = min(probe_timeout_s, silence_s)
     pause_s = _FIRST_PAUSE_S
     malformed = 0
     trouble: AttemptError | None = None
     while (now := anyio.current_time()) - started < timeout_s:
         if trouble is not None and now - last_reached > unreachable_s:
             break
-        if revive is not None and await revive():
-            now = started = last_reached = anyio.current_time()
+        if revive is not None and await revive(now - last_heard >= silence_s):
+            now = started = last_reached = last_heard = anyio.current_time()
         try:
             return await ask(min(probe_timeout_s, timeout_s - (now - started)))
         except RequestRejected:
@@ -71,6 +76,8 @@ async def ask_until_ready(
             trouble = exc
         if not isinstance(trouble, ConnectionFailed):
             last_reached = anyio.current_time()
+            if not isinstance(trouble, AttemptTimeout):
+                last_heard = last_reached
         # A server that is being killed may break off within an answer; another kind of server
         # never speaks JSON.
         malformed += isinstance(trouble, MalformedAnswer)
@@ -78,13 +85,32 @@ async def ask_until_ready(
             raise trouble
         await anyio.sleep(pause_s)
         pause_s = min(2 * pause_s, longest_pause_s)
-    waited = f"{anyio.current_time() - started:.1f} s"
+    waited_s = anyio.current_time() - started
+    raise _given_up(
+        trouble, address, unreachable, waited_s, heard=last_heard > started
+    ) from trouble
+
+
+def _given_up(
+    trouble: AttemptError | None,
+    address: str,
+    unreachable: tuple[str, str],
+    waited_s: float,
+    *,
+    heard: bool,
+) -> BackendUnavailable:
+    """Return the error that says how a server failed, and what to do."""
     if isinstance(trouble, ConnectionFailed):
         what, advice = unreachable
-        raise BackendUnavailable(
-            f"no {what} could be reached at {address} within {waited}: {advice}"
-        ) from trouble
-    raise BackendUnavailable(
-        f"the server at {address} was not ready after {waited}: {trouble}. "
+        return BackendUnavailable(
+            f"no {what} could be reached at {address} within {waited_s:.1f} s: {advice}"
+        )
+    if isinstance(trouble, AttemptTimeout) and not heard:
+        return BackendUnavailable(
+            f"the server at {address} hangs: it takes connections and has answered nothing for "
+            f"{waited_s:.1f} s. Restart it"
+        )
+    return BackendUnavailable(
+        f"the server at {address} was not ready after {waited_s:.1f} s: {trouble}. "
         "Wait until it has loaded its model, or raise backend.ready_timeout_s"
-    ) from trouble
+    )

@@ -29,11 +29,15 @@ from scheduler.observe import EventLog
 from scheduler.types import Message, Request
 
 _LOOK_AGAIN_S = 1.0
+_ANSWERS_WITHIN_S = 5.0
 
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """One server: where it is, what it said at its start, and whether it is up."""
+    """One server: where it is, what it said at its start, and whether it is up.
+
+    `broke_off` says that a request was cancelled there, perhaps because it met its deadline.
+    """
 
     number: int
     name: str
@@ -41,6 +45,7 @@ class _Member:
     info: BackendInfo
     up: bool = True
     reason: str = ""
+    broke_off: bool = False
     lost: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -100,9 +105,15 @@ class ServerPool:
     async def wait_ready(self) -> None:
         """Return once one of the servers can be asked; `watch` finds out which.
 
+        Those that hang are told from the others here, since a missed deadline does not say.
+
         Raises:
             BackendUnavailable: None came back in time.
         """
+        async with anyio.create_task_group() as looks:
+            for member in self._members:
+                if member.up and member.broke_off:
+                    looks.start_soon(self._look_whether_it_hangs, member)
         if self._any_up:
             await anyio.lowlevel.checkpoint()
             return
@@ -127,6 +138,9 @@ class ServerPool:
             return await member.backend.generate(request, seed=seed, slot=local)
         except (ConnectionFailed, ServerLoading) as exc:
             self._mark_lost(member, str(exc))
+            raise
+        except anyio.get_cancelled_exc_class():
+            member.broke_off = True
             raise
 
     async def count_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
@@ -161,6 +175,17 @@ class ServerPool:
                 if not member.up:
                     await anyio.sleep(_LOOK_AGAIN_S)
             changed()
+
+    async def _look_whether_it_hangs(self, member: _Member) -> None:
+        """Mark a server as lost that does not answer soon."""
+        member.broke_off = False
+        try:
+            with anyio.fail_after(_ANSWERS_WITHIN_S):
+                await member.backend.wait_ready()
+        except TimeoutError:
+            self._mark_lost(member, f"it hangs: no health check answered in {_ANSWERS_WITHIN_S} s")
+        except SchedulerError as exc:
+            self._mark_lost(member, str(exc))
 
     async def _look_until_one_is_up(self, member: _Member, looks: anyio.CancelScope) -> None:
         await self._look_for(member)

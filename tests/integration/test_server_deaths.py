@@ -21,8 +21,9 @@ from anyio.from_thread import start_blocking_portal
 from scheduler.backends.llama_server import LlamaServerBackend
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
-from scheduler.errors import BackendUnavailable, RequestFailed
+from scheduler.errors import AttemptTimeout, BackendUnavailable, RequestFailed, StepAborted
 from scheduler.gguf_models import write_model
+from scheduler.journal import Journal
 from scheduler.restarts import Restarts
 from scheduler.server import ManagedServer, ServerSpec, find_server
 from scheduler.types import Completion, Sampling
@@ -59,13 +60,20 @@ class Restarted(NoLog):
         return [one for one in self.events if one["event"] == event]
 
 
-def managed(model: Path, port: int = 0) -> ManagedServer:
+def managed(model: Path, port: int = 0, **options: Any) -> ManagedServer:
     spec = ServerSpec(model, 4, 2048, port=port, threads=1, profile="invariant", alias="demo")
-    return ManagedServer(spec, binary=find_server("xllamacpp"), log_path=Path("server.log"))
+    return ManagedServer(
+        spec, binary=find_server("xllamacpp"), log_path=Path("server.log"), **options
+    )
 
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def stop(pid: int) -> None:
+    """Let a process hang: its port still takes connections, and nothing is answered."""
+    os.kill(pid, signal.SIGSTOP)
 
 
 def texts(completions: list[Completion]) -> list[str]:
@@ -97,6 +105,70 @@ async def test_a_killed_server_of_our_own_is_started_again_and_answers_the_same(
     assert {one["exit_status"] for one in restarted} == {-signal.SIGKILL}
     assert restarts.count == 2
     assert log.of("backend.lost") == []
+
+
+@pytest.mark.anyio
+async def test_a_hung_server_of_our_own_is_ended_and_started_again(demo_model: Path) -> None:
+    log = Restarted()
+    asked = questions(8, sampling=SHORT, timeout_s=5.0)
+    async with managed(demo_model, stop_grace_s=0.5) as server:
+        restarts = Restarts(server, limit=1, log=log)
+        backend = LlamaServerBackend(server.base_url, restarts=restarts, ready_timeout_s=2.0)
+        async with Scheduler(backend, SchedulerConfig(retry_base_s=0.01), log=log) as scheduler:
+            before = await scheduler.run_step(asked)
+            first = server.pid
+            stop(first)
+            assert texts(await scheduler.run_step(asked)) == texts(before)
+            assert server.pid != first
+            with pytest.raises(ProcessLookupError):
+                os.kill(first, 0)
+            stop(server.pid)
+            with pytest.raises(StepAborted, match=r"hangs after 1 restarts, .*max_restarts is 1"):
+                await scheduler.run_step(questions(8, step=1, sampling=SHORT, timeout_s=5.0))
+        await backend.aclose()
+    assert [one["pid"] for one in log.of("server.hung")] == [first]
+    [restarted] = log.of("server.restarted")
+    assert (restarted["reason"], restarted["exit_status"]) == ("hung", None)
+
+
+@pytest.mark.anyio
+async def test_a_busy_server_of_our_own_is_not_taken_for_a_hung_one(demo_model: Path) -> None:
+    log = Restarted()
+    async with managed(demo_model) as server:
+        restarts = Restarts(server, limit=1, log=log)
+        backend = LlamaServerBackend(server.base_url, restarts=restarts)
+        settings = SchedulerConfig(on_failure="noop")
+        async with Scheduler(backend, settings, log=log) as scheduler:
+            # Each meets its deadline while the server is still at its work.
+            slow = Sampling(max_tokens=2000)
+            asked = questions(4, sampling=slow, timeout_s=0.2, max_retries=1)
+            completions = await scheduler.run_step(asked)
+        await backend.aclose()
+    assert {type(one.error.__cause__) for one in completions if one.error} == {AttemptTimeout}
+    assert restarts.count == 0
+    assert log.of("server.hung") == []
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_swapped_between_two_rounds_answers_nothing(
+    demo_model: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "another.gguf"
+    write_model(other, "demo", seed=99)
+    async with managed(demo_model) as server:
+        port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
+        backend = LlamaServerBackend(server.base_url, ready_timeout_s=5.0)
+        journal = Journal(tmp_path / "journal")
+        await journal.open()
+        async with Scheduler(backend, journal=journal) as scheduler:
+            await scheduler.run_step(questions(4, sampling=SHORT))
+            await server.stop()
+            async with managed(other, port):
+                with pytest.raises(StepAborted, match=r"as another one \(model_file: 'demo.gguf'"):
+                    await scheduler.run_step(questions(4, step=1, sampling=SHORT))
+        await backend.aclose()
+        await journal.aclose()
+    assert journal.stored == 4
 
 
 @pytest.mark.anyio
@@ -325,6 +397,34 @@ def test_a_users_server_that_does_not_come_back_ends_the_run_which_is_resumed_la
     assert "another" in capsys.readouterr().err
 
     portal.call(server.start)
+    assert swarm(*command(RUN, config, "--resume")) == 0
+    check_is_like(RUN, FRESH)
+    check_nothing_was_asked_twice(RUN)
+
+
+def test_a_users_server_that_hangs_is_waited_for_and_then_ends_the_run_which_is_resumed(
+    own_server: tuple[Any, ManagedServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, server = own_server
+    write_scenario(Path("s.yaml"), [llm(5, max_tokens=12, timeout=5)], epochs=1, steps=2)
+    config = unmanaged(server, 3.0)
+    assert swarm(*command(FRESH, config)) == 0
+
+    def hang() -> None:
+        wait_for_answers(4)
+        stop(server.pid)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    try:
+        assert swarm(*command(RUN, config)) == 1
+    finally:
+        thread.join()
+        os.kill(server.pid, signal.SIGCONT)
+    err = capsys.readouterr().err
+    assert "hangs: it takes connections and has answered nothing" in err
+    assert "--resume --run-dir the-run" in err
+    assert manifest(RUN)["state"] == "aborted"
     assert swarm(*command(RUN, config, "--resume")) == 0
     check_is_like(RUN, FRESH)
     check_nothing_was_asked_twice(RUN)
