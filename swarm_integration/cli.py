@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm_integration.ending import guarded
+from swarm_integration.ending import guarded, terminable
 from swarm_integration.hashseed import restart_with_fixed_hash_seed
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def _main(given: list[str], *, whole_process: bool) -> int:
         if any(word == _OPTION or word.startswith(f"{_OPTION}=") for word in given):
             if whole_process:
                 restart_with_fixed_hash_seed()
-            return _scheduled_run(given)
+            with terminable():
+                return _scheduled_run(given)
     from swarm_integration import compat
 
     if whole_process:

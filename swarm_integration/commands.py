@@ -26,7 +26,7 @@ from swarm_integration.command_options import (
     report_options,
     serve_options,
 )
-from swarm_integration.ending import EXIT_ABORTED, guarded
+from swarm_integration.ending import EXIT_ABORTED, guarded, terminable
 from swarm_integration.hashseed import restart_with_fixed_hash_seed
 from swarm_integration.help_texts import examples
 
@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace, *, whole_process: bool) -> int:
         try:
             if args.command in {"demo", "replay"} and whole_process:
                 restart_with_fixed_hash_seed()
-            code: int = args.run(args)
+            with terminable():
+                code: int = args.run(args)
         except ImportError:
             clash = find_clash(thorough=True)
             if clash is None or args.debug:

@@ -7,8 +7,12 @@ which goes into imports, ends it as cleanly as later.
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 EXIT_ABORTED = 1
 EXIT_BAD_INPUT = 2
@@ -28,6 +32,30 @@ def guarded(command: Callable[[], int], *, debug: bool = False, help_command: st
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what runs as Ctrl-C does: cleaned up, the terminal given back.
+
+    Does nothing elsewhere than in the main thread, or where SIGTERM has a meaning already.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _as_ctrl_c(_number: int, frame: FrameType | None) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # ignored, as by a job in the background
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def _reported(command: Callable[[], int], *, debug: bool, help_command: str) -> int:

@@ -2,6 +2,7 @@
 
 The first one is told to the scheduler, which starts nothing more, keeps what is still
 answered and then ends the step. The second one is asyncio's own: it cancels the run.
+SIGTERM, which batch systems and `kill` send, means the same (see also `ending.terminable`).
 """
 
 from __future__ import annotations
@@ -29,27 +30,34 @@ def ended_by_ctrl_c(scheduler: Scheduler) -> Iterator[None]:
     Raises:
         RunInterrupted: It did, in place of what the scheduler's steps return.
     """
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+    usual = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    if callable(handler := signal.getsignal(signal.SIGINT)):  # jobs in the background ignore it
+        usual[signal.SIGINT] = handler
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
 
-    def end() -> None:
+    def end(said: str) -> None:
         count = scheduler.in_flight
         print(  # noqa: T201 - the one moment when it helps
-            f"\ninterrupted: waiting for {count} requests in flight; Ctrl-C again ends at once",
+            f"\n{said}: waiting for {count} requests in flight; Ctrl-C again ends at once",
             file=sys.stderr,
         )
         scheduler.end(RunInterrupted("the run was interrupted"))
 
-    def first(_number: int, _frame: Any) -> None:
-        signal.signal(signal.SIGINT, usual)
-        loop.call_soon_threadsafe(end)
+    def first(number: int, _frame: Any) -> None:
+        restore()
+        loop.call_soon_threadsafe(end, "terminated" if number == signal.SIGTERM else "interrupted")
 
-    signal.signal(signal.SIGINT, first)
+    def restore() -> None:
+        for number, handler in usual.items():
+            if signal.getsignal(number) is first:
+                signal.signal(number, handler)
+
+    for number in usual:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is first:
-            signal.signal(signal.SIGINT, usual)
+        restore()

@@ -1,9 +1,10 @@
-"""Ctrl-C once and twice, sent to a run in a process of its own."""
+"""Ctrl-C or SIGTERM, once and twice, sent to a run in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +26,9 @@ FRESH = Path("fresh")
 SAYS = "waiting for 4 requests in flight"
 
 
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
 def serve(base_url: str) -> Path:
     return write_config(Path("c.yaml"), backend={"kind": "llama_server", "base_url": base_url})
 
@@ -41,16 +45,20 @@ def wait_for_text(child: Child, text: str) -> None:
         time.sleep(0.005)
 
 
-def test_once_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path: Path) -> None:
+@SIGNALS
+def test_once_finishes_what_is_in_flight_and_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     scenario()
     with chaos(tmp_path / "record", delay_s=0.8) as server:
         config = serve(server.base_url)
         child = Child(*command(RUN, config))
         assert child.wait_for(RUN.absolute(), "request.answered", 9)
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, number)
         assert child.wait() == 130, child.text()
         seen = Counter(event["event"] for event in events(RUN))
-        assert "interrupted: waiting for" in child.text()
+        said = "terminated" if number == signal.SIGTERM else "interrupted"
+        assert f"{said}: waiting for" in child.text()
         assert "To go on: add --resume --run-dir the-run" in child.text()
         assert manifest(RUN)["state"] == "interrupted"
         assert seen["request.dispatched"] == seen["request.answered"]
@@ -64,17 +72,53 @@ def test_once_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path: Path) -
     check_nothing_was_asked_twice(RUN)
 
 
-def test_twice_ends_at_once(tmp_path: Path) -> None:
+@SIGNALS
+def test_twice_ends_at_once(number: signal.Signals, tmp_path: Path) -> None:
     scenario()
     script = {"\\n": ["hang"] * 8}
     with chaos(tmp_path / "record", script=script) as server:
         child = Child(*command(RUN, serve(server.base_url)))
         assert child.wait_for(RUN.absolute(), "request.dispatched", 4)
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, number)
         wait_for_text(child, SAYS)
         assert child.running
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, number)
         assert child.wait() == 130, child.text()
         assert manifest(RUN)["state"] == "interrupted"
     # As many as had arrived by then; none was answered, none waited out.
     assert not any(line["served"] for line in server.record())
+
+
+IN_THE_BACKGROUND = """
+import signal, sys
+from swarm_integration import cli
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_ends_a_job_that_ignores_ctrl_c(tmp_path: Path) -> None:
+    """A shell without job control lets what it starts with `&` ignore SIGINT."""
+    scenario()
+    with chaos(tmp_path / "record", script={"\\n": ["hang"] * 8}) as server:
+        words = [str(word) for word in command(RUN, serve(server.base_url))]
+        with subprocess.Popen(
+            [sys.executable, "-c", IN_THE_BACKGROUND, *words],
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+        ) as child:
+            assert child.stderr is not None
+            log = RUN / "inference.jsonl"
+            deadline = time.monotonic() + 60
+            while not log.exists() or log.read_bytes().count(b'"request.dispatched"') < 4:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            child.send_signal(signal.SIGINT)
+            child.send_signal(signal.SIGTERM)
+            said = ""
+            while SAYS not in said:
+                said += child.stderr.readline()
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 130
+    assert manifest(RUN)["state"] == "interrupted"

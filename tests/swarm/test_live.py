@@ -242,14 +242,17 @@ def test_dumb_terminal_gets_no_control_characters(tmp_path: Path) -> None:
 
 
 @on_terminals
-def test_interrupt_gives_the_terminal_back_and_keeps_the_last_view(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_gives_the_terminal_back_and_keeps_the_last_view(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     terminal = OnTerminal(80, *slow_run(tmp_path, 9e6), environment={})
     while VIEW.search(terminal.written) is None:
         assert terminal.read()
-    os.kill(terminal.process.pid, signal.SIGINT)
+    os.kill(terminal.process.pid, number)
     while b"Ctrl-C again ends at once" not in terminal.written:
         assert terminal.read()
-    os.kill(terminal.process.pid, signal.SIGINT)
+    os.kill(terminal.process.pid, number)
     assert terminal.read_to_the_end() == 130
     before, after = terminal.written.split(SHOW_CURSOR)
     assert visible(before)[-2].startswith("requests 0/6  queue ")
