@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from scheduler.errors import ConfigError
+from scheduler.yaml_text import load_yaml
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -260,7 +261,7 @@ def validate(model: type[C], data: Mapping[str, Any], *, source: str) -> C:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"configuration {path} can't be read: {exc}") from exc
     except yaml.YAMLError as exc:
@@ -282,6 +283,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     data[name] = value
 
 
+_LONGEST_QUOTE = 200
 _ALTERNATIVES = ("literal['auto']", "constrained-int", "str", "tuple[str, ...]")
 """What pydantic adds to a key's place where a value may be of several kinds."""
 
@@ -297,11 +299,16 @@ def _explain(exc: ValidationError, model: type[Section]) -> list[str]:
             reasons[f"unknown key {key!r} (known here: {known})"] = []
             continue
         reason = error["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+        given = "" if isinstance(error["input"], dict) else f" = {_quoted(error['input'])}"
         reasons.setdefault(f"{key}{given}", []).append(f"{reason[:1].lower()}{reason[1:]}")
     return [
         f"{key}: {' or '.join(dict.fromkeys(of))}" if of else key for key, of in reasons.items()
     ]
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 
 def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from scheduler.backends.chat_answer import shown
 from scheduler.errors import SchedulerError
 
 _BREAK = re.compile(r"(?<=[^\s.])(?:[.;,:]) (?:or )?(?=\S)")
@@ -39,7 +40,8 @@ def complaint(error: BaseException, *, help_command: str = "") -> str:
         lines.append(f"  why:  {why}")
     if advice or help_command:
         lines.append(f"  type: {advice or help_command}")
-    return "\n".join([*lines, *log.splitlines()])
+    # It may quote a server, or a file from anywhere.
+    return "\n".join(map(shown, [*lines, *log.splitlines()]))
 
 
 def _of_system(error: OSError) -> str:

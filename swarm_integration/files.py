@@ -1,8 +1,11 @@
-"""Where the scenarios and configurations that come with this project are."""
+"""Files that come with this project, and what may be written where."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from scheduler.errors import ConfigError
 
@@ -21,3 +24,28 @@ def project_file(name: str) -> Path:
         if (root / name).is_file():
             return root / name
     raise ConfigError(f"{name} is not part of this installation; install the package again")
+
+
+def links_in(directory: Path) -> Iterator[Path]:
+    """Yield the links in a directory and below; none is followed."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink():
+            yield path
+
+
+def has_alone(file: TextIO) -> bool:
+    """Take an open file for this process alone until it is closed; return whether it could.
+
+    True where files can't be taken: on Windows, and on a network's disk without locks.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -14,12 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scheduler.backends.base import BackendInfo
 from scheduler.errors import ConfigError
 from scheduler.server_command import default_threads
 from scheduler.types import Sampling
+from scheduler.yaml_text import load_yaml
 from swarm_integration.agents import Service
 from swarm_integration.compat import swarm_version
 from swarm_integration.config import InferenceConfig
@@ -100,7 +99,7 @@ def scenario_sha256(path: Path) -> str:
     Comments and layout do not count, and neither do the agents' time-outs, retries,
     addresses and keys.
     """
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = load_yaml(path.read_text(encoding="utf-8"))
     if isinstance(data, dict) and "agents" in data:
         data = {**data, "agents": _without_mendable(data["agents"])}
     return sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()

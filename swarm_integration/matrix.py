@@ -23,9 +23,8 @@ from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from scheduler.errors import ConfigError, SchedulerError
+from scheduler.yaml_text import load_yaml
 from swarm_integration.config import InferenceConfig
 from swarm_integration.ending import EXIT_BAD_INPUT
 from swarm_integration.hashseed import SWITCH_OFF
@@ -213,7 +212,7 @@ def _configuration(cell: Cell, config: InferenceConfig) -> dict[str, Any]:
 
 def _copied(path: Path, folder: Path, number: int) -> Path:
     """Return a copy of a scenario whose models are found from `folder`."""
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = load_yaml(path.read_text(encoding="utf-8"))
     copy = folder / f"scenario-{number}" / path.name
     copy.parent.mkdir()
     if absolute := _with_absolute_models(data):

@@ -25,6 +25,8 @@ from scheduler.canonical import canonical_json
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.observe import EventLog, open_run_log
 from scheduler.types import Completion, Outcome
+from scheduler.yaml_text import load_yaml
+from swarm_integration.files import has_alone, links_in
 
 TRANSCRIPT = "transcript.jsonl"
 MANIFEST = "manifest.json"
@@ -99,11 +101,22 @@ class RunDirectory:
         self.resumed = resume
         if not resume:
             _make(path)
+        for link in links_in(path):
+            raise ConfigError(
+                f"{link} is a link, so writing there would change a file elsewhere. Put a file in "
+                "its place, or use another run directory"
+            )
         self._manifest: dict[str, Any] = {}
         self._digest = sha256()
         self._questions = 0
         self._transcript: TextIO | None = None
         self._log_file: TextIO = (path / LOG).open("a", encoding="utf-8", newline="\n")
+        if not has_alone(self._log_file):
+            self._log_file.close()
+            raise ConfigError(
+                f"run directory {path} is in use by another run. Wait for its end, or use "
+                "another directory"
+            )
         if _is_torn(path / LOG):
             self._log_file.write("\n")
         self.log: EventLog = open_run_log(self._log_file, run=path.name)
@@ -194,9 +207,9 @@ def without_secrets(scenario: str) -> str:
     then written anew from what it says.
     """
     text = _LOGIN.sub("://", _KEY_ENTRY.sub(r"\g<1>null", scenario))
-    data = yaml.safe_load(scenario)
+    data = load_yaml(scenario)
     try:
-        left = list(_keys_of(yaml.safe_load(text)))
+        left = list(_keys_of(load_yaml(text)))
     except yaml.YAMLError:
         left = ["cut in the middle"]
     if left or any(key in text for key in _keys_of(data)):

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from scheduler.yaml_text import load_yaml
 from swarm_integration import compat
 from swarm_integration.compat import Simulation
 from swarm_integration.compat_prompts import Prompt, first_prompts
@@ -69,6 +70,7 @@ def load_scenario(path: Path, overrides: Mapping[str, int | None] | None = None)
     if not path.is_file():
         raise ScenarioError(f"scenario {path} is not a file. Give the path of a scenario's YAML")
     try:
+        load_yaml(path.read_text(encoding="utf-8"))  # upstream's own reader knows no limits
         scenario = load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise ScenarioError(f"scenario {path} is not YAML: {_one_line(exc)}") from exc

@@ -44,6 +44,11 @@ def encodable(text: str) -> str:
     return _LONE_SURROGATE.sub("\ufffd", text)
 
 
+def shown(text: str) -> str:
+    """Return `text` with each character replaced that would act on a terminal."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+
+
 def json_object(content: bytes, content_type: str) -> JsonObject:
     """Return the JSON object that a response's body is.
 
@@ -256,7 +261,7 @@ def _finite(value: object) -> float | None:
 def _complaint(body: JsonObject) -> str:
     error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else error
-    return encodable(message)[:_LONGEST_QUOTE] if isinstance(message, str) else ""
+    return shown(message[:_LONGEST_QUOTE]) if isinstance(message, str) else ""
 
 
 def _is_context_error(error: JsonObject, says: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from scheduler.backends.base import BackendInfo
-from scheduler.backends.chat_answer import JsonObject, count_of, encodable
+from scheduler.backends.chat_answer import JsonObject, count_of, encodable, shown
 from scheduler.backends.openai_chat import ChatClient
 from scheduler.backends.patience import ask_until_ready
 from scheduler.errors import (
@@ -131,7 +131,7 @@ async def identify(client: ChatClient, within_s: float = _PROBE_TIMEOUT_S) -> Ba
         slots=slots,
         context_per_slot=context or None,
         model=model,
-        build=_text(props, "build_info"),
+        build=shown(_text(props, "build_info")),
         facts=_facts(props),
     )
 
@@ -162,7 +162,7 @@ def _facts(props: JsonObject) -> dict[str, Any]:
     template = _text(props, "chat_template")
     return {
         "model_file": _base_name(_text(props, "model_path")),
-        "model_ftype": _text(props, "model_ftype"),
+        "model_ftype": shown(_text(props, "model_ftype")),
         "chat_template_sha256": sha256(template.encode()).hexdigest() if template else "",
         "fixed_sampling": dict(FIXED_SAMPLING),
     }
@@ -187,4 +187,4 @@ def _text(data: JsonObject, key: str) -> str:
 
 
 def _base_name(path: str) -> str:
-    return path.replace("\\", "/").rpartition("/")[2]
+    return shown(path).replace("\\", "/").rpartition("/")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,17 @@ def test_no_key_is_left_in_a_scenarios_copy(entry: str) -> None:
     copy = without_secrets(scenario)
     assert "sk-secret" not in copy
     assert yaml.safe_load(copy)["scenario_id"] == "s"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files can't be taken there")
+def test_a_directory_has_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunDirectory(path) as directory:
+        directory.begin()
+        directory.log.info("mine")
+        before = (path / "inference.jsonl").read_bytes()
+        with pytest.raises(ConfigError, match="in use by another run"):
+            RunDirectory(path, resume=True)
+        assert (path / "inference.jsonl").read_bytes() == before
+    with RunDirectory(path, resume=True):
+        pass

@@ -18,12 +18,24 @@ import pytest
 import yaml
 
 from scheduler.errors import ConfigError
+from scheduler.yaml_text import load_yaml
 from swarm_integration import commands
 from swarm_integration.ending import EXIT_ABORTED
 from swarm_integration.rundir import CONFIGURATION, MANIFEST, SCENARIO
 from tests.swarm.simulations import llm, manifest, swarm, write_config, write_scenario
 from tests.swarm.test_services import fleet
-from tests.wire.scripted_server import CHAT, PROPS, Reply, ScriptedServer, answer_body
+from tests.wire.scripted_server import (
+    CHAT,
+    HEALTH,
+    MODELS,
+    PROPS,
+    TEMPLATE,
+    Reply,
+    ScriptedServer,
+    answer_body,
+    error_body,
+    props_body,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 PUBLISHED = Path(__file__).parent / "published_run"
@@ -55,6 +67,62 @@ def test_yaml_that_names_python_objects_is_refused_and_runs_nothing(
     assert swarm("run", scenario, *BATCH, "--inference-config", "c.yaml") == 2
     assert "c.yaml is not YAML" in capsys.readouterr().err
     assert not Path("owned").exists()
+
+
+BOMBS = {
+    "aliases": "\n".join(
+        [
+            "a0: &a0 [x, x]",
+            *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)),
+        ]
+    ),
+    "merged": "\n".join(
+        [
+            "a0: &a0 {x: 1}",
+            *(
+                f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], y{n}: 1}}"
+                for n in range(1, 40)
+            ),
+        ]
+    ),
+    "itself": "scheduler: &me [*me]",
+    "deep": "a: " + "[" * 5000,
+    "deep by aliases": "\n".join(
+        ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 3000))]
+    ),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_yaml_that_stands_for_more_than_it_says_is_refused(
+    bomb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("s.yaml").write_text(f"{bomb}\nagents: [{{type: honest}}]\n")
+    assert swarm("run", "s.yaml", *BATCH) == 2
+    assert "s.yaml is not YAML" in capsys.readouterr().err
+    scenario = write_scenario(Path("good.yaml"), [llm()])
+    Path("c.yaml").write_text(f"{bomb}\n")
+    assert swarm("run", scenario, *BATCH, "--inference-config", "c.yaml") == 2
+    said = capsys.readouterr().err
+    assert "c.yaml is not YAML" in said
+    assert len(said) < 5000
+
+
+def test_ordinary_aliases_are_read() -> None:
+    assert load_yaml("a: &a [1, 2]\nb: [*a, *a]\nc: {<<: {d: 1}}") == {
+        "a": [1, 2],
+        "b": [[1, 2], [1, 2]],
+        "c": {"d": 1},
+    }
+    assert load_yaml("") is None
+
+
+def test_a_long_wrong_value_is_quoted_in_part(capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = write_scenario(Path("s.yaml"), [llm()])
+    Path("c.yaml").write_text(f"backend: [{', '.join(['x'] * 10_000)}]\n")
+    assert swarm("run", scenario, *BATCH, "--inference-config", "c.yaml") == 2
+    assert len(capsys.readouterr().err) < 2000
 
 
 def test_no_module_reads_pickles_or_evaluates_text() -> None:
@@ -107,6 +175,87 @@ def test_a_redirect_takes_neither_prompt_nor_key_to_another_server(
         assert not other.requests(CHAT)
         assert not other.requests(PROPS)
     assert "redirects" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["http://{other}/x", "file:///etc/passwd", "//{other}/x"])
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [
+        ("llama_server", HEALTH),
+        ("llama_server", PROPS),
+        ("llama_server", TEMPLATE),
+        ("openai", CHAT),
+        ("openai", MODELS),
+    ],
+)
+def test_no_route_follows_a_redirect(
+    kind: str, route: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-very-secret-key")
+    with ScriptedServer() as server, ScriptedServer() as other:
+        place = target.format(other=f"127.0.0.1:{other.port}")
+        server.on(CHAT, Reply(answer_body("{}")))
+        server.on(route, Reply(b"root:x:0:0", 307, {"Location": place}))
+        backend = {"kind": kind, "base_url": server.base_url, "api_key_env": "THE_KEY"}
+        config = write_config(Path("c.yaml"), backend=backend)
+        scenario = write_scenario(Path("s.yaml"), [llm(max_retries=0)])
+        swarm("run", scenario, *BATCH, "--inference-config", config, "-q")
+        assert other.seen == []
+    for file in Path("run").rglob("*"):
+        assert b"root:x:0:0" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:1/\r\nX-Evil: 1", "http://127.0.0.1:1/v1\r\nHost: evil", "http://a\x00b/v1"],
+)
+def test_an_address_that_holds_header_lines_is_refused(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = write_scenario(Path("s.yaml"), [llm()])
+    config = write_config(Path("c.yaml"), backend={"kind": "llama_server", "base_url": address})
+    assert swarm("run", scenario, *BATCH, "--inference-config", config) == 2
+    assert "base_url" in capsys.readouterr().err
+
+
+def test_a_key_that_holds_header_lines_is_refused_and_not_quoted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-secret\r\nX-Evil: 1")
+    backend = {"kind": "llama_server", "api_key_env": "THE_KEY"}
+    config = write_config(Path("c.yaml"), backend=backend)
+    scenario = write_scenario(Path("s.yaml"), [llm()])
+    assert swarm("run", scenario, *BATCH, "--inference-config", config) == 2
+    said = capsys.readouterr().err
+    assert "no HTTP header holds" in said
+    assert "secret" not in said
+
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e[red]x[/red]"
+
+
+@pytest.mark.parametrize("where", ["error", "answer", "model"])
+def test_what_a_server_says_does_not_act_on_the_terminal(
+    where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer() as server:
+        says = {"action_type": "POST", "reasoning": ESCAPES, "content": ESCAPES}
+        server.on(CHAT, Reply(answer_body(json.dumps(says), reasoning_content=ESCAPES)))
+        if where == "error":
+            server.on(CHAT, Reply(error_body(400, f"bad {ESCAPES}", ESCAPES), 400))
+        if where == "model":
+            server.on(PROPS, Reply(props_body(model_alias=ESCAPES, build_info=ESCAPES)))
+        backend = {"kind": "llama_server", "base_url": server.base_url}
+        config = write_config(Path("c.yaml"), backend=backend)
+        name = "another" if where == "model" else "demo"
+        scenario = write_scenario(Path("s.yaml"), [llm(model=name)])
+        swarm("run", scenario, *BATCH, "--inference-config", config)
+    said = capfd.readouterr()
+    assert said.out + said.err
+    for character in "\x1b\x07\x9b\u202e":
+        assert character not in said.out + said.err
+    if where == "error":
+        assert "[red]x[/red]" in said.err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems keep permissions elsewhere")
@@ -214,6 +363,45 @@ def test_a_strangers_manifest_can_not_name_files_outside(
     (Path("run") / MANIFEST).write_text(json.dumps(facts), "utf-8")
     assert commands.main(["replay", "run"]) == 1
     assert "names other files" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("file", [SCENARIO, CONFIGURATION])
+def test_a_strangers_run_that_holds_a_bomb_is_refused(
+    file: str, bomb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("run") / file
+    path.write_text(BOMBS[bomb], "utf-8")
+    facts = manifest(Path("run"))
+    facts["copies"][file] = sha256(path.read_bytes()).hexdigest()
+    (Path("run") / MANIFEST).write_text(json.dumps(facts), "utf-8")
+    assert commands.main(["replay", "run"]) == 2
+    assert "is not YAML" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("transcript.jsonl", "inference.jsonl", "journal.sqlite3", "metrics.json"),
+        *(".manifest.json.part", "configuration.yaml", "server.log", "journal.sqlite3-wal"),
+    ],
+)
+def test_going_on_in_a_strangers_run_writes_through_no_link(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine").write_text("mine")
+    config = shutil.copy(Path("run") / CONFIGURATION, "c.yaml")
+    link = Path("run") / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("mine").absolute())
+    words = [*BATCH, "--resume", "--inference-config", config]
+    assert swarm("run", Path("run") / SCENARIO, *words) == 2
+    assert f"{link} is a link" in capsys.readouterr().err
+    assert Path("mine").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("published")
