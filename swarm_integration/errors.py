@@ -19,3 +19,7 @@ class FitnessError(ConfigError):
 
 class InvalidAnswer(RequestFailed):
     """Every answer to a question broke its output schema."""
+
+
+class RunFilesError(SchedulerError):
+    """A file of the run can't be written; what was answered is in the journal."""

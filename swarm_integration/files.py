@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from scheduler.errors import ConfigError
+from swarm_integration.errors import RunFilesError
 
 _PACKAGE = Path(__file__).parent
 
@@ -49,3 +51,19 @@ def has_alone(file: TextIO) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file of a run that can't be written, and say what to do.
+
+    Raises:
+        RunFilesError: The system refused.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise RunFilesError(
+            f"{path} can't be written: {exc.strerror or exc}. Make room or choose another disk, "
+            "then go on with --resume"
+        ) from exc

@@ -8,10 +8,9 @@ time, place, cache, attempt or slot; its sha256 is the run's trace hash.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from os import SEEK_END
@@ -25,8 +24,9 @@ from scheduler.canonical import canonical_json
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.observe import EventLog, open_run_log
 from scheduler.types import Completion, Outcome
-from scheduler.yaml_text import load_yaml
-from swarm_integration.files import has_alone, links_in
+from swarm_integration.errors import RunFilesError
+from swarm_integration.files import has_alone, links_in, writing
+from swarm_integration.keyless import without_secrets
 
 TRANSCRIPT = "transcript.jsonl"
 MANIFEST = "manifest.json"
@@ -37,10 +37,6 @@ SERVER_LOG = "server.log"
 SCENARIO = "scenario.yaml"
 CONFIGURATION = "configuration.yaml"
 MANIFEST_VERSION = 1
-
-_KEY_ENTRY = re.compile(r"""(\b(?:llm_)?api_key["']?\s*:\s*)("[^"\n]*"|'[^'\n]*'|[^\s,}#]+)""")
-_KEY_NAMES = frozenset({"api_key", "llm_api_key"})
-_LOGIN = re.compile(r"://[^/@\s\"']+@")
 
 
 def default_run_dir(scenario_id: str, seed: int | None) -> Path:
@@ -139,9 +135,13 @@ class RunDirectory:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._transcript is not None:
-            self._transcript.close()
-        self._log_file.close()
+        with ExitStack() as files:
+            if exc is not None:  # what could not be written has been said
+                files.enter_context(suppress(RunFilesError))
+            files.enter_context(writing(self.path))
+            files.callback(self._log_file.close)
+            if self._transcript is not None:
+                files.callback(self._transcript.close)
 
     @property
     def trace_hash(self) -> str:
@@ -157,13 +157,14 @@ class RunDirectory:
         """Append a phase's completions, which come in canonical order."""
         if self._transcript is None:
             raise RuntimeError("the transcript has not begun")
-        for completion in completions:
-            for line in transcript_lines(completion):
-                text = canonical_json(line) + "\n"
-                self._transcript.write(text)
-                self._digest.update(text.encode())
-                self._questions += 1
-        self._transcript.flush()
+        with writing(self.path / TRANSCRIPT):
+            for completion in completions:
+                for line in transcript_lines(completion):
+                    text = canonical_json(line) + "\n"
+                    self._transcript.write(text)
+                    self._digest.update(text.encode())
+                    self._questions += 1
+            self._transcript.flush()
 
     def copy_inputs(self, scenario: Path, configuration: dict[str, Any]) -> dict[str, str]:
         """Keep what the run was asked to do, so that the directory stands on its own.
@@ -174,15 +175,17 @@ class RunDirectory:
             The sha256 of each copy, by its file name.
         """
         plain = without_secrets(scenario.read_text(encoding="utf-8"))
-        (self.path / SCENARIO).write_text(plain, encoding="utf-8")
         text = yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
-        (self.path / CONFIGURATION).write_text(text, encoding="utf-8")
+        with writing(self.path):
+            (self.path / SCENARIO).write_text(plain, encoding="utf-8")
+            (self.path / CONFIGURATION).write_text(text, encoding="utf-8")
         return {name: file_sha256(self.path / name) for name in (SCENARIO, CONFIGURATION)}
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """Write the epochs' metrics, which a replay compares."""
         text = json.dumps(epochs, indent=1, sort_keys=True, default=str)
-        (self.path / METRICS).write_text(text + "\n", encoding="utf-8")
+        with writing(self.path / METRICS):
+            (self.path / METRICS).write_text(text + "\n", encoding="utf-8")
 
     def update_manifest(self, **entries: Any) -> None:
         """Add entries to the manifest and write it, whole or not at all.
@@ -200,49 +203,12 @@ def file_sha256(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def without_secrets(scenario: str) -> str:
-    """Return a scenario's text without API keys and without logins in addresses.
-
-    A key that YAML spreads over lines can't be cut out of the text; the scenario is
-    then written anew from what it says.
-    """
-    text = _LOGIN.sub("://", _KEY_ENTRY.sub(r"\g<1>null", scenario))
-    data = load_yaml(scenario)
-    try:
-        left = list(_keys_of(load_yaml(text)))
-    except yaml.YAMLError:
-        left = ["cut in the middle"]
-    if left or any(key in text for key in _keys_of(data)):
-        text = _LOGIN.sub("://", yaml.safe_dump(_without_keys(data), sort_keys=False))
-    return text
-
-
-def _keys_of(data: Any) -> Iterator[str]:
-    if isinstance(data, dict):
-        for name, value in data.items():
-            if name in _KEY_NAMES and value:
-                yield str(value)
-            else:
-                yield from _keys_of(value)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _keys_of(value)
-
-
-def _without_keys(data: Any) -> Any:
-    if isinstance(data, dict):
-        kept = {name: value for name, value in data.items() if name not in _KEY_NAMES}
-        return {name: _without_keys(value) for name, value in kept.items()}
-    if isinstance(data, list):
-        return [_without_keys(value) for value in data]
-    return data
-
-
 def _write_manifest(directory: Path, entries: dict[str, Any]) -> None:
     data = {"version": MANIFEST_VERSION, **entries}
     draft = directory / f".{MANIFEST}.part"
-    draft.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    draft.replace(directory / MANIFEST)
+    with writing(directory / MANIFEST):
+        draft.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        draft.replace(directory / MANIFEST)
 
 
 def _make(path: Path) -> None:
@@ -261,7 +227,7 @@ def _make(path: Path) -> None:
             f"run directory {path} exists already. Go on in it with --resume, or give another "
             "one: --run-dir DIR"
         ) from exc
-    except OSError as exc:
+    except (OSError, RunFilesError) as exc:
         raise ConfigError(f"run directory {path} can't be made: {exc}") from exc
 
 
@@ -313,13 +279,17 @@ def recorded_end(directory: RunDirectory) -> Iterator[None]:
         state, reason = "failed", f"{type(exc).__name__}: {exc}"
         raise
     finally:
-        directory.update_manifest(
-            state=state,
-            reason=reason,
-            trace_hash=directory.trace_hash,
-            transcript_lines=directory.questions,
-        )
-        directory.log.info("run.ended", state=state, reason=reason, trace_hash=directory.trace_hash)
+        with suppress(*(() if state == "completed" else (RunFilesError,))):  # the first one counts
+            directory.update_manifest(
+                state=state,
+                reason=reason,
+                trace_hash=directory.trace_hash,
+                transcript_lines=directory.questions,
+            )
+            with writing(directory.path / LOG):
+                directory.log.info(
+                    "run.ended", state=state, reason=reason, trace_hash=directory.trace_hash
+                )
         if state != "completed" and directory.holds_answers:
             hint = f"What was answered is kept. To go on: add --resume --run-dir {directory.path}"
             print(hint, file=sys.stderr)  # noqa: T201  # the one moment when it helps

@@ -14,11 +14,11 @@ import yaml
 
 from scheduler.errors import ConfigError, RequestFailed
 from scheduler.types import Answer, Completion, FinishReason, Message, Outcome, Request, Timings
+from swarm_integration.keyless import without_secrets
 from swarm_integration.rundir import (
     RunDirectory,
     default_run_dir,
     transcript_lines,
-    without_secrets,
 )
 from tests.swarm.simulations import json_lines, manifest
 
