@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +65,7 @@ class ManagedServer:
         log_path: The server's stdout and stderr are appended here.
         start_timeout_s: Seconds from the spawn to a healthy server, model loading included.
         stop_grace_s: Seconds between SIGTERM and SIGKILL.
+        flags: Which flags a spec becomes; a measurement compares others.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ManagedServer:
         log_path: Path,
         start_timeout_s: float = 120.0,
         stop_grace_s: float = 5.0,
+        flags: Callable[[ServerSpec], list[str]] = server_flags,
     ) -> None:
         """Remember what to run; nothing is read or started."""
         self.spec = replace(spec, model_path=spec.model_path.absolute())
@@ -84,6 +87,7 @@ class ManagedServer:
         self._port = spec.port
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
+        self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -199,10 +203,11 @@ class ManagedServer:
 
     def _spawn(self, binary: ServerBinary) -> None:
         spec = replace(self.spec, port=self._port)
-        self.command = [*binary.argv, *server_flags(spec)]
+        flags = self._flags(spec)
+        self.command = [*binary.argv, *flags]
         argv = self.command
         if binary.kind == "xllamacpp":
-            argv = [*binary.argv, STOP_WITH_STDIN, *server_flags(spec)]
+            argv = [*binary.argv, STOP_WITH_STDIN, *flags]
         elif sys.platform != "win32":
             argv = [*CHILD, STOP_WITH_STDIN, EXEC, *self.command]
         inherited = {

@@ -83,6 +83,10 @@ def _set_flash_attention(params: Any, value: str) -> None:
     params.flash_attn_type = types[f"LLAMA_FLASH_ATTN_TYPE_{states[value]}"]
 
 
+def _ignore_eos(params: Any) -> None:
+    params.sampling.ignore_eos = True
+
+
 def _set_model(params: Any, value: str) -> None:
     params.model.path = value
 
@@ -107,6 +111,8 @@ _WITH_VALUE: dict[str, Callable[[Any, str], None]] = {
     "--cache-type-k": _set_cache_type("k"),
     "--cache-type-v": _set_cache_type("v"),
 }
+# Beside them what a measurement adds: answers that end at `max_tokens` alone.
+_ACTIONS: dict[str, Callable[[Any], None]] = {"--ignore-eos": _ignore_eos}
 _SWITCHES: dict[str, tuple[str, bool]] = {
     "--no-kv-unified": ("kv_unified", False),
     "--no-cache-idle-slots": ("cache_idle_slots", False),
@@ -127,6 +133,8 @@ def apply_flags(params: Any, flags: Sequence[str]) -> None:
     for flag in rest:
         if flag in _SWITCHES:
             setattr(params, *_SWITCHES[flag])
+        elif flag in _ACTIONS:
+            _ACTIONS[flag](params)
         elif flag in _WITH_VALUE:
             value = next(rest, None)
             if value is None:
