@@ -15,6 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from swarm_integration.bench.options import bench_options
 from swarm_integration.certify_options import certify_options
 from swarm_integration.clash import find_clash
 from swarm_integration.command_options import (
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         (doctor_options(commands), _doctor),
         (report_options(commands), _report),
         (certify_parser(commands), _certify),
+        (bench_options(commands), _bench),
     )
     for command, run in subcommands:
         command.set_defaults(run=run)
@@ -167,6 +169,13 @@ def _replay(args: argparse.Namespace) -> int:
     else:
         print(f"error: the replay differs: {found.problem}", file=sys.stderr)
     return 0 if found.problem is None else EXIT_ABORTED
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from swarm_integration.bench.command import bench_workload
+    from swarm_integration.bench.options import workload_options
+
+    return bench_workload(workload_options(args))
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""`swarm-inference bench`: measurements that users can repeat on their own machines."""
