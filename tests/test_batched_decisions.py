@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.backends.batched_calibration import Calibration
+from scheduler.backends.batched_cuts import NOTHING, Cuts, Fixed, Grained, Text
 from scheduler.backends.batched_prefixes import Place, Prefixes
 from scheduler.backends.batched_rows import (
-    PREFILL_CHUNKS,
     Turn,
     agreeing,
     next_turn,
@@ -23,6 +25,7 @@ from scheduler.backends.batched_rows import (
 )
 from scheduler.backends.calibration_cache import CalibrationCache, cache_folder
 from scheduler.backends.llama_batched import sequences_for
+from scheduler.backends.llama_prefix import CHUNK_TOKENS
 
 ROWS = (8, 12, 16)
 
@@ -30,20 +33,21 @@ ROWS = (8, 12, 16)
 # Turns
 
 
-def test_prompts_are_read_before_answers_are_written_but_not_for_ever() -> None:
-    chunks, turns = 0, []
-    for _ in range(3 * PREFILL_CHUNKS):
-        turns.append(next_turn(reads=True, writes=True, chunks_since_step=chunks))
-        chunks = chunks + 1 if turns[-1] is Turn.PREFILL else 0
-    assert turns[:PREFILL_CHUNKS] == [Turn.PREFILL] * PREFILL_CHUNKS
-    assert turns[PREFILL_CHUNKS] is Turn.DECODE
-    assert turns.count(Turn.DECODE) == 2
+def test_prompts_are_read_until_the_slots_are_full_but_not_for_ever() -> None:
+    prompts, turns = 0, []
+    for _ in range(10):
+        turns.append(next_turn(reads=True, writes=True, prompts_since_step=prompts, slots=4))
+        prompts = prompts + 1 if turns[-1] is Turn.PREFILL else 0
+    assert turns == [*[Turn.PREFILL] * 4, Turn.DECODE] * 2
 
 
 def test_nothing_to_do_is_nothing() -> None:
-    assert next_turn(reads=False, writes=False, chunks_since_step=0) is Turn.NOTHING
-    assert next_turn(reads=True, writes=False, chunks_since_step=99) is Turn.PREFILL
-    assert next_turn(reads=False, writes=True, chunks_since_step=0) is Turn.DECODE
+    def turn(*, reads: bool, writes: bool, prompts: int) -> Turn:
+        return next_turn(reads=reads, writes=writes, prompts_since_step=prompts, slots=1)
+
+    assert turn(reads=False, writes=False, prompts=0) is Turn.NOTHING
+    assert turn(reads=True, writes=False, prompts=99) is Turn.PREFILL
+    assert turn(reads=False, writes=True, prompts=0) is Turn.DECODE
 
 
 # Windows
@@ -111,45 +115,131 @@ def test_the_set_that_agrees_is_found(bits: dict[int, str], expected: tuple[int,
     assert agreeing(signatures(bits)) == expected
 
 
+# Cuts
+
+GRAINED = Grained(4)
+
+
+def text_of(*tokens: int, cuts: Cuts = GRAINED, system: int = 0) -> Text:
+    return cuts.text(tokens, system)
+
+
+def chunks_of(cuts: Cuts, text: Text, start: int = 0) -> list[int]:
+    ends = [start]
+    while ends[-1] < len(text):
+        ends.append(cuts.end(text, ends[-1]))
+    return ends
+
+
+@given(
+    st.integers(1, 2000), st.sampled_from([4, 8, 16, 32, 64]), st.integers(0, 2000), st.randoms()
+)
+def test_grained_cuts_are_multiples_and_the_last_chunk_is_no_rest(
+    count: int, grain: int, system: int, rng: random.Random
+) -> None:
+    cuts = Grained(grain)
+    text = cuts.text(range(count), system)
+    assert text.border <= system
+    start = rng.choice(range(0, max(1, count - grain + 1), grain))
+    for ends in (chunks_of(cuts, text), chunks_of(cuts, text, start)):
+        sizes = [end - begin for begin, end in pairwise(ends)]
+        assert all(end % grain == 0 for end in ends[:-1])
+        assert max(sizes) <= CHUNK_TOKENS
+        assert min(sizes) >= min(grain, count)
+        assert len(sizes) == -(-(count - ends[0]) // CHUNK_TOKENS)
+
+
+def test_what_two_prompts_share_is_reused_up_to_a_cut() -> None:
+    held = text_of(*range(40))
+    assert GRAINED.reusable(held, text_of(*range(13), 99, *range(14, 40))) == 12
+    assert GRAINED.reusable(held, text_of(*range(12), 99, *range(14, 40))) == 12
+    assert GRAINED.reusable(held, text_of(*range(3), 99)) == 0
+    assert GRAINED.reusable(NOTHING, held) == 0
+
+
+@pytest.mark.parametrize(("count", "reused"), [(1, 0), (4, 0), (7, 0), (8, 4), (11, 4), (12, 8)])
+def test_the_last_chunk_of_a_known_prompt_is_read_again(count: int, reused: int) -> None:
+    held = text_of(*range(40))
+    assert GRAINED.reusable(held, text_of(*range(count))) == reused
+
+
+@given(st.integers(1, 900), st.integers(0, 900), st.integers(0, 900), st.integers(0, 900))
+def test_fixed_cuts_are_the_same_whatever_is_held(
+    count: int, system: int, common: int, other_system: int
+) -> None:
+    cuts = Fixed()
+    wanted = cuts.text(range(count), system)
+    tokens = [token if token < common else -1 for token in range(700)]
+    reused = cuts.reusable(cuts.text(tokens, other_system), wanted)
+    cold = chunks_of(cuts, wanted)
+    assert reused in cold[:-1]
+    assert reused <= common
+    assert chunks_of(cuts, wanted, reused) == cold[cold.index(reused) :]
+
+
 # Prefixes
 
-SYSTEM = ((1, 2), (3,))
-OTHER = ((9, 9), (8,))
+SYSTEM = tuple(range(8))
+OTHER = tuple(range(100, 108))
+
+
+def prefixes_of(slots: int, sequences: int, held: dict[int, tuple[int, ...]]) -> Prefixes:
+    prefixes = Prefixes(GRAINED, slots, sequences)
+    for number, tokens in held.items():
+        prefixes.hold(number, text_of(*tokens))
+    return prefixes
+
+
+QUESTION = text_of(*SYSTEM, *range(50, 60))
 
 
 def test_a_prompt_goes_where_its_beginning_is() -> None:
-    prefixes = Prefixes(slots=2, sequences=4)
-    assert prefixes.find((*SYSTEM, (4,)), (), ()) == Place(0, 0, 0)
-    prefixes.hold(1, (*SYSTEM, (7,)))
-    assert prefixes.find((*SYSTEM, (4,)), (), ()) == Place(1, 1, 2)
-    assert prefixes.find((*SYSTEM, (4,)), {1}, ()) == Place(0, 1, 2)
+    assert prefixes_of(2, 4, {}).find(QUESTION, (), ()) == Place(0, 0, 0)
+    held = {1: (*SYSTEM, 7)}
+    assert prefixes_of(2, 4, held).find(QUESTION, (), (8,)) == Place(1, 1, 8)
+    assert prefixes_of(2, 4, held).find(QUESTION, {1}, ()) == Place(0, 1, 8)
+
+
+def test_a_prompt_is_copied_from_the_longest_beginning_even_of_one_that_answers() -> None:
+    prefixes = prefixes_of(4, 6, {0: SYSTEM, 1: (*SYSTEM, *range(50, 55)), 5: SYSTEM})
+    assert prefixes.find(QUESTION, {1}, (8,)) == Place(0, 1, 12)
 
 
 def test_a_prompt_is_copied_down_where_that_keeps_the_step_narrow() -> None:
-    prefixes = Prefixes(slots=16, sequences=20)
-    prefixes.hold(15, (*SYSTEM, (7,)))
-    assert prefixes.find((*SYSTEM, (4,)), {0}, ROWS) == Place(1, 15, 2)
-    assert prefixes.find((*SYSTEM, (4,)), {14}, ROWS).sequence == 15
+    held = {15: (*SYSTEM, 7)}
+    assert prefixes_of(16, 20, held).find(QUESTION, {0}, ROWS) == Place(1, 15, 8)
+    assert prefixes_of(16, 20, held).find(QUESTION, {14}, ROWS).sequence == 15
+
+
+def test_of_idle_sequences_the_one_used_least_recently_is_given_up() -> None:
+    prefixes = Prefixes(GRAINED, slots=3, sequences=3)
+    prompts = [text_of(*range(1000 * n, 1000 * n + 12)) for n in range(5)]
+    for number, prompt in enumerate(prompts[:3]):
+        assert prefixes.find(prompt, (), (8,)).sequence == number
+        prefixes.hold(number, prompt)
+    assert prefixes.find(prompts[0], (), (8,)) == Place(0, 0, 8)
+    assert prefixes.find(prompts[3], (), (8,)) == Place(1, 0, 0)
 
 
 def test_prefixes_that_were_used_least_recently_give_way() -> None:
-    prefixes = Prefixes(slots=1, sequences=3)
-    assert prefixes.keeper(SYSTEM) == 1
-    prefixes.hold(1, SYSTEM)
-    assert prefixes.keeper(OTHER) == 2
-    prefixes.hold(2, OTHER)
-    assert prefixes.keeper(SYSTEM) is None  # kept, and used again
-    assert prefixes.keeper(((5,),)) == 2
-    assert prefixes.find((*OTHER, (4,)), (), ()).source == 2
+    prefixes = Prefixes(GRAINED, slots=1, sequences=3)
+    system, other = text_of(*SYSTEM), text_of(*OTHER)
+    assert prefixes.keeper(system) == 1
+    prefixes.hold(1, system)
+    assert prefixes.keeper(other) == 2
+    prefixes.hold(2, other)
+    assert prefixes.keeper(system) is None  # kept, and used again
+    assert prefixes.keeper(text_of(5, 5, 5, 5)) == 2
+    assert prefixes.find(text_of(*OTHER, *range(9)), (), ()).source == 2
 
 
 def test_without_spare_sequences_nothing_is_kept() -> None:
-    assert Prefixes(slots=2, sequences=2).keeper(SYSTEM) is None
+    assert Prefixes(GRAINED, slots=2, sequences=2).keeper(text_of(*SYSTEM)) is None
 
 
 # Kept calibrations
 
-FOUND = Calibration("invariant", (8, 12), (8, 9, 12), 77)
+FOUND = Calibration("invariant", (8, 12), (8, 9, 12), 77, 16)
 
 
 def test_a_kept_calibration_is_the_one_that_was_found(tmp_path: Path) -> None:
@@ -170,6 +260,8 @@ def test_a_kept_calibration_is_the_one_that_was_found(tmp_path: Path) -> None:
         {"rows": 8},
         {"level": "perfect"},
         {"comparisons": None},
+        {"grain": 0},
+        {"grain": "16"},
         {"identity": {"model": "b"}},
     ],
 )

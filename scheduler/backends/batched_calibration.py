@@ -1,5 +1,7 @@
 """Which row counts of a decode step agree bit for bit: found by comparing scores, here and now.
 
+Where prompts may be cut is found beside it, in `batched_grain.py`.
+
 It is a property of the kernels that this build picks on this processor for this model, so it is
 measured and not assumed. Probes of different lengths are put into neighbouring sequences and
 evaluated in steps of each row count, at several places; their scores are compared by digest.
@@ -10,20 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Literal
 
-import numpy as np
-
+from scheduler.backends.batched_grain import GRAINS, GrainSearch
 from scheduler.backends.batched_rows import agreeing
-from scheduler.backends.llama_library import Context, LoadedModel, Row
+from scheduler.backends.llama_library import Context, LoadedModel
 from scheduler.backends.llama_prefix import BORDER_STEP, CHUNK_TOKENS
+from scheduler.backends.llama_rows import Row
+from scheduler.backends.score_digest import score_digest
 from scheduler.errors import ServerFault
 
 Level = Literal["invariant", "ordered"]
 
+CALIBRATION_VERSION = 2
+"""Changes with what is tried and with how the engine evaluates, so that older findings do not
+count and older answers are not continued."""
+
 CALIBRATED_ROWS = 16
 """Row counts up to this one are always tried, however many slots there are."""
+
+LARGE_MODEL_GRAINS = (16, 64)
+"""Where a large model's prompts are tried to be cut."""
 
 LARGE_MODEL_BYTES = 1 << 30
 """Of a model whose file is larger, fewer row counts and shorter probes are tried."""
@@ -41,12 +50,15 @@ class Calibration:
         rows: The row counts that agree with each other, ascending.
         tried: The row counts that were compared.
         comparisons: How many rows of scores were compared.
+        grain: Prompts may be cut at multiples of so many tokens without changing bits; None
+            where no such number is known, and they are cut at fixed places.
     """
 
     level: Level
     rows: tuple[int, ...]
     tried: tuple[int, ...]
     comparisons: int
+    grain: int | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return it as plain JSON data."""
@@ -55,8 +67,10 @@ class Calibration:
             "rows": list(self.rows),
             "tried": list(self.tried),
             "comparisons": self.comparisons,
+            "grain": self.grain,
+            "version": CALIBRATION_VERSION,
             "chunk_tokens": CHUNK_TOKENS,
-            "border_step": BORDER_STEP,
+            **({} if self.grain else {"border_step": BORDER_STEP}),
         }
 
 
@@ -81,7 +95,13 @@ def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
         probes.close()
     if not holds:
         return Calibration("ordered", (), tried, probes.comparisons)
-    return Calibration("invariant", rows, tried, probes.comparisons)
+    search = GrainSearch(model, 281 if large else 531)
+    try:
+        grain = search.find(LARGE_MODEL_GRAINS if large else GRAINS)
+    finally:
+        search.close()
+    comparisons = probes.comparisons + search.comparisons
+    return Calibration("invariant", rows, tried, comparisons, grain)
 
 
 def extend(model: LoadedModel, rows: Sequence[int], slots: int) -> tuple[int, ...]:
@@ -216,16 +236,13 @@ class _Probes:
             self._context.keep(number, self._lengths[number])
 
     def _evaluate(self, rows: Iterable[Row]) -> None:
-        code = self._context.evaluate(rows)
+        code = self._context.evaluate(list(rows))
         if code != 0:
             raise ServerFault(f"llama.cpp failed while it was calibrated (code {code})")
 
     def _digest(self, row: int) -> str:
         self.comparisons += 1
-        scores = self._model.lib.llama_get_logits_ith(self._context.pointer, row)
-        return blake2b(
-            np.ctypeslib.as_array(scores, (self._model.vocabulary_size,)).tobytes(), digest_size=8
-        ).hexdigest()
+        return score_digest(self._model, self._context, row)
 
 
 def _token(model: LoadedModel, probe: int, place: int) -> int:

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from scheduler.backends.answer_writer import AnswerWriter
 from scheduler.backends.base import RawAnswer
+from scheduler.backends.batched_cuts import Text, cuts_for
 from scheduler.backends.batched_job import Job
-from scheduler.backends.batched_prefixes import Prefixes
-from scheduler.backends.batched_rows import Turn, next_turn, window
-from scheduler.backends.llama_library import ABORTED, Context, LoadedModel, Row
-from scheduler.backends.llama_prefix import CHUNK_TOKENS, Chunk, border_of, cut
+from scheduler.backends.batched_rows import Turn, next_turn
+from scheduler.backends.batched_sequences import Counts, Sequences
+from scheduler.backends.llama_library import ABORTED, LoadedModel
 from scheduler.backends.llama_prompt import Prompt
 from scheduler.backends.native_model import AnswerStopped
 from scheduler.errors import AttemptError, ServerFault
 from scheduler.types import Message
-
-_PADDING_TOKEN = 0
-"""What a row holds that no answer needs; it is dropped after its step."""
 
 
 @dataclass(eq=False, slots=True)
@@ -36,28 +33,11 @@ class _Answer:
     job: Job
     writer: AnswerWriter
     sequence: int
-    chunks: tuple[Chunk, ...]
-    border: int
-    read: int
-    """How many chunks are evaluated."""
+    text: Text
     cached_tokens: int
-    tokens: int
-    """How many tokens the sequence holds."""
     next_token: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was evaluated since the start, for measurements."""
-
-    chunks: int = 0
-    steps: int = 0
-    rows: int = 0
-    padding: int = 0
-    written: int = 0
-    prefilled_tokens: int = field(default=0)
 
 
 class BatchedEngine:
@@ -66,6 +46,7 @@ class BatchedEngine:
     Args:
         model: The loaded model, closed with this.
         rows: The row counts that agree; empty to evaluate as many rows as there are answers.
+        grain: Prompts may be cut at multiples of so many tokens; None to cut at fixed places.
         slots: How many answers are written at once.
         sequences: How many sequences there are; those beyond `slots` keep prefixes.
 
@@ -74,29 +55,36 @@ class BatchedEngine:
     """
 
     def __init__(
-        self, model: LoadedModel, *, rows: Sequence[int], slots: int, sequences: int
+        self,
+        model: LoadedModel,
+        *,
+        rows: Sequence[int],
+        grain: int | None,
+        slots: int,
+        sequences: int,
     ) -> None:
         self._model = model
-        self._rows = tuple(rows)
         self._slots = slots
-        self._sequences = sequences
-        self._context = Context(
-            model, sequences=sequences, n_ctx=model.spec.n_ctx, most_rows=CHUNK_TOKENS
-        )
-        self._prefixes = Prefixes(slots, sequences)
+        self._cuts = cuts_for(grain)
+        self._sequences = Sequences(model, cuts=self._cuts, rows=rows, slots=slots, count=sequences)
+        self._context = self._sequences.context
         self._waiting: deque[Job] = deque()
         self._reading: _Answer | None = None
         self._writing: dict[int, _Answer] = {}
         self._abandoned: list[Job] = []
-        self._chunks_since_step = 0
+        self._prompts_since_step = 0
         self._closing = False
-        self.counts = Counts()
 
     def __repr__(self) -> str:
         return (
             f"<BatchedEngine {len(self._writing)} writing, {int(self._reading is not None)} "
             f"reading, {len(self._waiting)} waiting, {self._slots} slots>"
         )
+
+    @property
+    def counts(self) -> Counts:
+        """What was evaluated since the start."""
+        return self._sequences.counts
 
     @property
     def overdue(self) -> str | None:
@@ -146,7 +134,7 @@ class BatchedEngine:
     def close(self) -> None:
         """Free everything; may be called twice. Whoever still waits is told."""
         self._fail_all(AnswerStopped())
-        self._context.close()
+        self._sequences.close()
         self._model.close()
 
     def _turn(self) -> None:
@@ -157,13 +145,14 @@ class BatchedEngine:
         match next_turn(
             reads=self._reading is not None,
             writes=bool(self._writing),
-            chunks_since_step=self._chunks_since_step,
+            prompts_since_step=self._prompts_since_step,
+            slots=self._slots,
         ):
-            case Turn.PREFILL:
-                self._read()
+            case Turn.PREFILL if self._reading is not None:
+                self._read(self._reading)
             case Turn.DECODE:
                 self._write()
-            case Turn.NOTHING:
+            case _:
                 pass
 
     def _drop_stopped(self) -> None:
@@ -186,93 +175,45 @@ class BatchedEngine:
             except AttemptError as exc:
                 job.settle(exc)
                 continue
-            self._place(job, writer)
+            text = self._cuts.text(job.prompt.tokens, job.prompt.system_tokens)
+            sequence = self._sequences.place(text)
+            self._reading = _Answer(
+                job, writer, sequence, text, cached_tokens=self._sequences.length(sequence)
+            )
 
-    def _place(self, job: Job, writer: AnswerWriter) -> None:
-        tokens, system = job.prompt.tokens, job.prompt.system_tokens
-        chunks = cut(tokens, system)
-        place = self._prefixes.find(chunks, self._writing.keys(), self._rows)
-        if place.source != place.sequence and place.chunks:
-            self._context.copy(place.source, place.sequence)
-        cached = sum(len(chunk) for chunk in chunks[: place.chunks])
-        self._context.keep(place.sequence, cached)
-        self._prefixes.hold(place.sequence, chunks[: place.chunks])
-        self._reading = _Answer(
-            job=job,
-            writer=writer,
-            sequence=place.sequence,
-            chunks=chunks,
-            border=border_of(tokens, system),
-            read=place.chunks,
-            cached_tokens=cached,
-            tokens=cached,
-        )
-        if cached >= self._reading.border:
-            self._keep_prefix(self._reading)
-
-    def _read(self) -> None:
+    def _read(self, answer: _Answer) -> None:
         """Evaluate the next chunk of the prompt that is being read."""
-        answer = self._reading
-        if answer is None:
-            return
-        chunk = answer.chunks[answer.read]
-        last = len(chunk) - 1
-        began = perf_counter()
-        code = self._evaluate(
-            [
-                (token, answer.tokens + i, answer.sequence, i == last)
-                for i, token in enumerate(chunk)
-            ]
-        )
+        began, position = perf_counter(), self._sequences.length(answer.sequence)
+        self._allow()
+        code = self._sequences.read(answer.sequence, answer.text)
+        answer.prefill_s += perf_counter() - began
         if code == ABORTED:
             return  # it was stopped, and goes at the next turn; or the flag was not for it
         if code != 0:
-            self._end(answer, _fault(code, len(chunk), answer.tokens))
-            return
-        self._chunks_since_step += 1
-        self.counts.chunks += 1
-        self.counts.prefilled_tokens += len(chunk)
-        answer.read += 1
-        answer.tokens += len(chunk)
-        self._prefixes.hold(answer.sequence, answer.chunks[: answer.read])
-        if answer.tokens == answer.border:
-            self._keep_prefix(answer)
-        answer.prefill_s += perf_counter() - began
-        if answer.read == len(answer.chunks):
+            self._end(answer, _fault(code, "a chunk of a prompt", position))
+        elif self._sequences.length(answer.sequence) == len(answer.text):
             self._reading = None
+            self._prompts_since_step += 1
             self._writing[answer.sequence] = answer
-            self._draw(answer, last)
+            self._draw(answer, -1)
 
     def _write(self) -> None:
         """Evaluate the last token of every answer and draw the next one."""
-        step = window(self._writing.keys(), self._rows, self._sequences)
-        rows: list[Row] = []
-        for sequence in step:
-            answer = self._writing.get(sequence)
-            token = _PADDING_TOKEN if answer is None else answer.next_token
-            rows.append((token, self._tokens(sequence), sequence, True))
         began = perf_counter()
-        code = self._evaluate(rows)
+        self._allow()
+        tokens = {number: answer.next_token for number, answer in self._writing.items()}
+        code, first = self._sequences.step(tokens)
+        took = perf_counter() - began
         if code == ABORTED:
             return
-        for sequence in step:
-            if sequence not in self._writing:
-                self._context.keep(sequence, self._tokens(sequence))
-        answers = [self._writing[sequence] for sequence in step if sequence in self._writing]
-        if code != 0:
-            for answer in answers:
-                self._end(answer, _fault(code, len(rows), answer.tokens))
-            return
-        self._chunks_since_step = 0
-        self.counts.steps += 1
-        self.counts.rows += len(rows)
-        self.counts.padding += len(rows) - len(answers)
-        self.counts.written += len(answers)
-        for answer in answers:
-            answer.tokens += 1
-        for answer in answers:
-            answer.decode_s += perf_counter() - began
-            self._draw(answer, answer.sequence - step.start)
+        self._prompts_since_step = 0
+        for answer in list(self._writing.values()):
+            answer.decode_s += took
+            if code != 0:
+                position = self._sequences.length(answer.sequence)
+                self._end(answer, _fault(code, f"a step of {len(tokens)} answers", position))
+            else:
+                self._draw(answer, answer.sequence - first)
 
     def _draw(self, answer: _Answer, row: int) -> None:
         """Draw the next token of an answer from a row of what was evaluated last."""
@@ -297,44 +238,18 @@ class BatchedEngine:
         if self._reading is answer:
             self._reading = None
         self._writing.pop(answer.sequence, None)
-        self._context.keep(answer.sequence, self._prefixes.tokens(answer.sequence))
+        self._sequences.release(answer.sequence)
         answer.job.settle(outcome)
-
-    def _keep_prefix(self, answer: _Answer) -> None:
-        """Keep what other prompts may share with the one that is being read, if it is new."""
-        count = length = 0
-        while length < answer.border:
-            length += len(answer.chunks[count])
-            count += 1
-        prefix = answer.chunks[:count]
-        keeper = self._prefixes.keeper(prefix) if prefix else None
-        if keeper is not None:
-            self._context.copy(answer.sequence, keeper)
-            self._context.keep(keeper, answer.border)
-            self._prefixes.hold(keeper, prefix)
-
-    def _tokens(self, sequence: int) -> int:
-        """Return how many tokens `sequence` holds."""
-        for answer in self._answers():
-            if answer.sequence == sequence:
-                return answer.tokens
-        return self._prefixes.tokens(sequence)
 
     def _answers(self) -> list[_Answer]:
         reading = [] if self._reading is None else [self._reading]
         return [*reading, *self._writing.values()]
 
-    def _evaluate(self, rows: Sequence[Row]) -> int:
-        """Evaluate `rows`; where that fails, leave every sequence as it was."""
+    def _allow(self) -> None:
+        """Take back an interruption that came too late, unless it was for everyone."""
         self._context.allow()
         if self._closing:
             raise AnswerStopped
-        code = self._context.evaluate(rows)
-        if code != 0:
-            first = {sequence: position for _, position, sequence, _ in reversed(rows)}
-            for sequence, position in first.items():
-                self._context.keep(sequence, position)
-        return code
 
     def _fail_all(self, exc: Exception) -> None:
         for answer in self._answers():
@@ -343,8 +258,8 @@ class BatchedEngine:
             self._waiting.popleft().settle(exc)
 
 
-def _fault(code: int, tokens: int, position: int) -> ServerFault:
+def _fault(code: int, what: str, position: int) -> ServerFault:
     return ServerFault(
-        f"llama.cpp could not evaluate {tokens} tokens at position {position} (llama_decode "
-        f"returned {code}); if this happens again, restart the run"
+        f"llama.cpp could not evaluate {what} at position {position} (llama_decode returned "
+        f"{code}); if this happens again, restart the run"
     )

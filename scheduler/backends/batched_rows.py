@@ -17,13 +17,6 @@ Signature = Mapping[int, frozenset[str]]
 USEFUL_ROWS = 8
 """From here on more rows make a step no better for the choice among sets that agree."""
 
-PREFILL_CHUNKS = 8
-"""Most chunks that are read between two decode steps while an answer is being written.
-
-A step costs nearly the same for one answer as for all of them, so it is worth while to read
-several prompts first; but whoever writes must not wait for all of them.
-"""
-
 
 class Turn(Enum):
     """What is evaluated next."""
@@ -33,15 +26,20 @@ class Turn(Enum):
     DECODE = auto()
 
 
-def next_turn(*, reads: bool, writes: bool, chunks_since_step: int) -> Turn:
+def next_turn(*, reads: bool, writes: bool, prompts_since_step: int, slots: int) -> Turn:
     """Return what is evaluated next.
+
+    A step costs nearly the same for one answer as for all of them, so prompts are read until
+    the slots are full; but whoever writes does not wait for more prompts than there are slots,
+    however short the answers are.
 
     Args:
         reads: Whether a prompt is being read.
         writes: Whether an answer is being written.
-        chunks_since_step: Chunks read since the last decode step.
+        prompts_since_step: Prompts whose reading ended since the last decode step.
+        slots: How many answers are written at once.
     """
-    if reads and (not writes or chunks_since_step < PREFILL_CHUNKS):
+    if reads and (not writes or prompts_since_step < slots):
         return Turn.PREFILL
     return Turn.DECODE if writes else Turn.NOTHING
 

@@ -17,12 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from scheduler.backends.batched_calibration import Calibration
+from scheduler.backends.batched_calibration import CALIBRATION_VERSION, Calibration
 from scheduler.backends.native_model import NativeSpec
 from scheduler.canonical import canonical_json
-
-CALIBRATION_VERSION = 1
-"""Changes with what is tried, so that older findings do not count."""
 
 
 class CalibrationCache:
@@ -49,6 +46,7 @@ class CalibrationCache:
                 rows=tuple(data["rows"]),
                 tried=tuple(data["tried"]),
                 comparisons=data["comparisons"],
+                grain=data["grain"],
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -62,6 +60,7 @@ class CalibrationCache:
             "rows": found.rows,
             "tried": found.tried,
             "comparisons": found.comparisons,
+            "grain": found.grain,
         }
         partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         with suppress(OSError):
@@ -132,6 +131,8 @@ def _library(folder: Path) -> list[str]:
 
 def _makes_sense(found: Calibration) -> bool:
     numbers = [*found.rows, *found.tried, found.comparisons]
+    if found.grain is not None:
+        numbers.append(found.grain)
     return (
         found.level in ("invariant", "ordered")
         and all(type(number) is int and number > 0 for number in numbers)

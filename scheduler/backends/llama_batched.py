@@ -151,7 +151,9 @@ def _batched(opening: Opening, model: LoadedModel, found: Calibration) -> Opened
         return _locked(opening, model, "there is no memory for more sequences")
     need = opening.need(slots, rows)
     opening.tell("memory.stated", slots=slots, sequences=need.sequences, bytes=need.total)
-    engine = BatchedEngine(model, rows=rows, slots=slots, sequences=need.sequences)
+    engine = BatchedEngine(
+        model, rows=rows, grain=found.grain, slots=slots, sequences=need.sequences
+    )
     facts = {
         **model.facts,
         "engine": "batched",
@@ -216,6 +218,7 @@ def _calibrated(opening: Opening, model: LoadedModel) -> Calibration:
         "engine.calibrated",
         level=found.level,
         rows=list(found.rows),
+        grain=found.grain,
         seconds=round(perf_counter() - began, 3),
     )
     return found

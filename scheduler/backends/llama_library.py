@@ -10,21 +10,19 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
 from scheduler.backends.llama_prompt import PromptReader
+from scheduler.backends.llama_rows import Row, RowArrays, Tokens
 from scheduler.backends.llama_sampling import Grammars, Scores
 from scheduler.backends.native_model import NativeSpec
 from scheduler.errors import ConfigError
 
 ABORTED = 2
 """What llama_decode returns after its abort callback said so; the sequences are as before."""
-
-Row = tuple[int, int, int, bool]
-"""A token, its position, its sequence, and whether its scores are wanted."""
 
 _LOG_LEVEL_ERROR = 4  # `enum ggml_log_level`
 
@@ -148,7 +146,7 @@ class Context:
         self._lib = lib
         self._model = model
         self._flag = ctypes.create_string_buffer(2)
-        self._batch: Any = None
+        self._batch = RowArrays(lib, most_rows)
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx * sequences
         params.n_batch = params.n_ubatch = most_rows
@@ -167,25 +165,25 @@ class Context:
                     f"has no room for {sequences} x {n_ctx} tokens of context; lower n_ctx"
                 )
         self._memory = lib.llama_get_memory(self._pointer)
-        self._batch = lib.llama_batch_init(most_rows, 0, 1)
 
     @property
     def pointer(self) -> Any:
         """llama.cpp's own context."""
         return self._pointer
 
-    def evaluate(self, rows: Iterable[Row]) -> int:
+    def evaluate(self, rows: Sequence[Row]) -> int:
         """Evaluate `rows` at once; return llama_decode's code, 0 for success."""
-        batch = self._batch
-        count = 0
-        for token, position, sequence, wanted in rows:
-            batch.token[count] = token
-            batch.pos[count] = position
-            batch.n_seq_id[count] = 1
-            batch.seq_id[count][0] = sequence
-            batch.logits[count] = wanted
-            count += 1
-        batch.n_tokens = count
+        return self._decode(self._batch.of(rows))
+
+    def read(self, tokens: Tokens, position: int, sequence: int) -> int:
+        """Evaluate `tokens` of one sequence from `position` on; the last one's scores are wanted.
+
+        Returns:
+            llama_decode's code, 0 for success.
+        """
+        return self._decode(self._batch.of_neighbours(tokens, position, sequence))
+
+    def _decode(self, batch: Any) -> int:
         return int(self._lib.llama_decode(self._pointer, batch))
 
     def keep(self, sequence: int, tokens: int) -> bool:
@@ -212,9 +210,7 @@ class Context:
         """Free everything; may be called twice."""
         if self._pointer is not None:
             self._lib.llama_free(self._pointer)
-        if self._batch is not None:
-            self._lib.llama_batch_free(self._batch)
-        self._pointer = self._batch = None
+        self._pointer = None
 
 
 @contextmanager

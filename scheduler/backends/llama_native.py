@@ -124,10 +124,7 @@ class LlamaModel:
         """Evaluate `tokens` after `position` others."""
         if stopped():
             raise AnswerStopped
-        last = len(tokens) - 1
-        code = self._context.evaluate(
-            (token, position + i, 0, i == last) for i, token in enumerate(tokens)
-        )
+        code = self._context.read(tokens, position, 0)
         if code == ABORTED:
             raise AnswerStopped
         if code != 0:

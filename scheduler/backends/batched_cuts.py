@@ -1,0 +1,145 @@
+"""Where the batched engine cuts a prompt into chunks, and how much of a held one it may reuse.
+
+llama.cpp's kernels choose by the number of rows, so the bits of a prompt's keys and values may
+depend on where its prefill was cut. Where a calibration found that they do not, as long as cuts
+stand at multiples of some number of tokens (`Grained`), chunks are as long as is fast and
+whatever two prompts share is read once. Elsewhere each prompt is cut at places that follow from
+its own tokens alone (`Fixed`), and whole chunks are reused. Either way warm bits are cold bits.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from scheduler.backends.llama_prefix import CHUNK_TOKENS, border_of, cut
+
+Tokens = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """A prompt, or as much of one as a sequence holds.
+
+    Attributes:
+        tokens: What is read, in this order.
+        ends: Where its chunks must end, ascending; of no meaning where cuts are grained.
+        border: How many of its first tokens other prompts may well begin with too.
+    """
+
+    tokens: Tokens
+    ends: tuple[int, ...] = ()
+    border: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def first(self, count: int) -> Text:
+        """Return its first tokens."""
+        return Text(self.tokens[:count], self.ends[: bisect_right(self.ends, count)])
+
+
+NOTHING = Text(np.empty(0, dtype=np.int32))
+
+
+class Cuts(Protocol):
+    """How prompts are cut."""
+
+    def text(self, tokens: Sequence[int], system_tokens: int) -> Text:
+        """Return a prompt with its cuts.
+
+        Args:
+            tokens: The whole prompt, one token or more.
+            system_tokens: How many at its start belong to the system message.
+        """
+        ...
+
+    def end(self, text: Text, start: int) -> int:
+        """Return where the chunk of `text` ends that begins at `start`."""
+        ...
+
+    def reusable(self, held: Text, wanted: Text) -> int:
+        """Return how many first tokens of `wanted` need not be read, as they are in `held`.
+
+        Never all: the answer's first token is drawn from the scores of the last chunk.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grained:
+    """Cuts at any multiple of `grain` tokens, the last chunk with `grain` tokens or more.
+
+    Attributes:
+        grain: A number of tokens for which a calibration found that cuts change no bits.
+    """
+
+    grain: int
+
+    def text(self, tokens: Sequence[int], system_tokens: int) -> Text:
+        """Return a prompt; where it is cut is decided when it is read."""
+        array = np.array(tokens, dtype=np.int32)
+        return Text(array, border=min(self._down(system_tokens), self._last(len(array))))
+
+    def end(self, text: Text, start: int) -> int:
+        """Return where the next of the fewest chunks ends, which are about equally long."""
+        rest = len(text) - start
+        chunks = -(-rest // CHUNK_TOKENS)
+        if chunks == 1:
+            return len(text)
+        size = -(-rest // chunks // self.grain) * self.grain
+        return start + min(size, CHUNK_TOKENS)
+
+    def reusable(self, held: Text, wanted: Text) -> int:
+        """Return how many first tokens the two share, down to a cut."""
+        return min(self._down(shared(held.tokens, wanted.tokens)), self._last(len(wanted)))
+
+    def _down(self, tokens: int) -> int:
+        return tokens // self.grain * self.grain
+
+    def _last(self, tokens: int) -> int:
+        """Return the last place where a prompt of so many tokens may be cut."""
+        return max(0, self._down(tokens - self.grain))
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Cuts that follow from each prompt's own tokens, as in `llama_prefix.py`."""
+
+    def text(self, tokens: Sequence[int], system_tokens: int) -> Text:
+        """Return a prompt with its cuts."""
+        ends, end = [], 0
+        for chunk in cut(tokens, system_tokens):
+            end += len(chunk)
+            ends.append(end)
+        border = border_of(tokens, system_tokens)
+        return Text(np.array(tokens, dtype=np.int32), tuple(ends), border)
+
+    def end(self, text: Text, start: int) -> int:
+        """Return the next place where the prompt is cut."""
+        return text.ends[bisect_right(text.ends, start)]
+
+    def reusable(self, held: Text, wanted: Text) -> int:
+        """Return how many tokens the chunks have that the two share, cut for cut."""
+        common, found = shared(held.tokens, wanted.tokens), 0
+        for ours, theirs in zip(held.ends, wanted.ends[:-1], strict=False):
+            if ours != theirs or ours > common:
+                break
+            found = ours
+        return found
+
+
+def cuts_for(grain: int | None) -> Cuts:
+    """Return how prompts are cut where this grain was found, or none."""
+    return Fixed() if grain is None else Grained(grain)
+
+
+def shared(some: Tokens, others: Tokens) -> int:
+    """Return how many first tokens the two have in common."""
+    length = min(len(some), len(others))
+    different = np.flatnonzero(some[:length] != others[:length])
+    return int(different[0]) if len(different) else length

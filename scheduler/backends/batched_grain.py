@@ -1,0 +1,99 @@
+"""Where prompts may be cut without changing bits: found by comparing scores, here and now.
+
+llama.cpp's kernels work on groups of rows and take others for what is left over, so a prompt
+that is cut between two groups gives other bits than one that is not. How large the groups are
+is a property of build, processor and model. Each candidate is tried with prompts of different
+lengths, cut in several ways; the scores of the last token follow from the keys and values of
+all tokens before it, so one different bit anywhere shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from scheduler.backends.llama_library import Context, LoadedModel
+from scheduler.backends.llama_prefix import CHUNK_TOKENS
+from scheduler.backends.score_digest import score_digest
+from scheduler.errors import ServerFault
+
+GRAINS = (8, 16, 32, 64)
+"""What is tried, in this order: the smaller, the more is reused."""
+
+
+class GrainSearch:
+    """Reads prompts in one piece and in several.
+
+    Args:
+        model: The loaded model.
+        longest: Tokens of the longest prompt that is tried.
+
+    Raises:
+        ConfigError: There is no room for it.
+    """
+
+    def __init__(self, model: LoadedModel, longest: int) -> None:
+        self._model = model
+        self._longest = longest
+        self._context = Context(model, sequences=1, n_ctx=longest, most_rows=CHUNK_TOKENS)
+        self._whole: dict[int, str] = {}
+        self.comparisons = 0
+
+    def find(self, grains: Sequence[int] = GRAINS) -> int | None:
+        """Return the first grain at whose multiples cuts change no bits, or None.
+
+        Raises:
+            ServerFault: llama.cpp failed.
+        """
+        return next((grain for grain in grains if self._holds(grain)), None)
+
+    def close(self) -> None:
+        """Free everything."""
+        self._context.close()
+
+    def _holds(self, grain: int) -> bool:
+        for tokens in (
+            3 * grain,
+            *(3 * grain + odd for odd in (1, 2, 3, grain - 1)),
+            self._longest,
+        ):
+            if tokens not in self._whole:
+                self._whole[tokens] = self._read([tokens])
+            for ends in _ways(tokens, grain):
+                if self._read(ends) != self._whole[tokens]:
+                    return False
+        return self._holds_behind_another(grain)
+
+    def _holds_behind_another(self, grain: int) -> bool:
+        """Whether what is kept of a prompt with an odd end is good for another one."""
+        kept, tokens = 2 * grain, 3 * grain + 1
+        self._read([kept + 3])
+        self._context.keep(0, kept)
+        return self._read([tokens], start=kept) == self._whole[tokens]
+
+    def _read(self, ends: Sequence[int], start: int = 0) -> str:
+        """Read a prompt in chunks with these ends; return the digest of the last scores."""
+        self._context.keep(0, start)
+        for end in ends:
+            while start < end:
+                stop = min(end, start + CHUNK_TOKENS)
+                code = self._context.read([self._token(i) for i in range(start, stop)], start, 0)
+                if code != 0:
+                    raise ServerFault(f"llama.cpp failed while it was calibrated (code {code})")
+                start = stop
+        self.comparisons += 1
+        return score_digest(self._model, self._context, -1)
+
+    def _token(self, place: int) -> int:
+        return (7919 + 104729 * place + 31 * place * place) % self._model.vocabulary_size
+
+
+def _ways(tokens: int, grain: int) -> Iterator[list[int]]:
+    """Yield ways to cut: many short chunks, chunks of all sizes, one long and one short."""
+    last = (tokens - grain) // grain * grain
+    yield [*range(grain, last + 1, grain), tokens]
+    ends, size = [0], 1
+    while ends[-1] + size * grain <= last:
+        ends.append(ends[-1] + size * grain)
+        size = size % 7 + 2
+    yield [*ends[1:], tokens]
+    yield [last, tokens]
