@@ -56,12 +56,14 @@ class GgufHeader:
         bytes: Its size.
         metadata: The values that are no arrays, by key.
         tensors: How many tensors it holds.
+        vocabulary: How many tokens its vocabulary has; 0 if the file has none.
     """
 
     path: Path
     bytes: int
     metadata: Mapping[str, Scalar]
     tensors: int
+    vocabulary: int = 0
 
     @property
     def architecture(self) -> str:
@@ -147,13 +149,16 @@ class _Reader:
             )
         tensors, entries = self._count(), self._count()
         metadata: dict[str, Scalar] = {}
+        lengths: dict[str, int] = {}
         for _ in range(entries):
             key, kind = self._string(), self._number("<I")
-            value = self._value(kind)
-            if value is not None:
-                metadata[key] = value
+            if kind == _ARRAY:
+                lengths[key] = self._pass_array()
+            else:
+                metadata[key] = self._value(kind)
         self._check_tensors(tensors, int(metadata.get("general.alignment", 32)))
-        return GgufHeader(self._path, self._size, metadata, tensors)
+        vocabulary = lengths.get("tokenizer.ggml.tokens", 0)
+        return GgufHeader(self._path, self._size, metadata, tensors, vocabulary)
 
     def _check_tensors(self, tensors: int, alignment: int) -> None:
         end = 0
@@ -171,19 +176,19 @@ class _Reader:
                 f"the file has {self._size:,}; download it again"
             )
 
-    def _value(self, kind: int) -> Scalar | None:
-        """Read one value; an array is passed over."""
-        if kind == _STRING:
-            return self._string()
-        if kind == _ARRAY:
-            of_kind, length = self._number("<I"), self._number("<Q")
-            if of_kind == _STRING:
-                for _ in range(length):
-                    self._skip(self._number("<Q"))
-            else:
-                self._skip(length * struct.calcsize(self._format(of_kind)))
-            return None
-        return self._scalar(self._format(kind))
+    def _value(self, kind: int) -> Scalar:
+        """Read one value that is no array."""
+        return self._string() if kind == _STRING else self._scalar(self._format(kind))
+
+    def _pass_array(self) -> int:
+        """Pass over an array; return how many values it has."""
+        of_kind, length = self._number("<I"), self._number("<Q")
+        if of_kind == _STRING:
+            for _ in range(length):
+                self._skip(self._number("<Q"))
+        else:
+            self._skip(length * struct.calcsize(self._format(of_kind)))
+        return length
 
     def _format(self, kind: int) -> str:
         if kind not in _SCALARS:

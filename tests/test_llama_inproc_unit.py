@@ -30,7 +30,7 @@ from scheduler.errors import (
     RequestRejected,
 )
 from scheduler.gguf_file import file_sha256, read_gguf_header
-from scheduler.gguf_models import ModelShape, write_model
+from scheduler.gguf_models import ModelShape, ensure_model, write_model
 from scheduler.types import FinishReason, Sampling
 from tests.questions import SCHEMA, question
 
@@ -180,9 +180,16 @@ def test_model_that_does_not_fit_is_refused_with_both_numbers(model: Path) -> No
 
 def test_longer_context_needs_more_memory(model: Path) -> None:
     header = read_gguf_header(model)
-    # One layer, one key head of 32 numbers, F16, for keys and for values; scores of two heads.
-    more = 4096 * (2 * 64 + 2 * 4 * 256)
+    # One layer, one key head of 32 numbers, F16, for keys and for values; scores of two heads
+    # and a mask.
+    more = 4096 * (2 * 64 + 3 * 4 * 256)
     assert needed_bytes(header, 8192) - needed_bytes(header, 4096) == more
+    assert needed_bytes(header, 4097) == needed_bytes(header, 4096 + 256)
+
+
+def test_the_header_tells_how_many_tokens_there_are(model: Path) -> None:
+    header = read_gguf_header(model)
+    assert header.vocabulary == ensure_model(model, SHAPE).vocabulary_size > 256
 
 
 # Chunks

@@ -118,6 +118,8 @@ class LoadedModel:
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = spec.n_gpu_layers
+        # A mapped file stays resident beside the copies that llama.cpp arranges for its kernels.
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         self._pointer = lib.llama_model_load_from_file(str(spec.path).encode(), params)
         if not self._pointer:
             raise ConfigError("can't be loaded; it may be damaged, or newer than llama-cpp-python")

@@ -1,7 +1,8 @@
 """How much memory a model will take, and whether that much is there.
 
 llama.cpp finds out by failing half-way, or the machine begins to swap. Numbers are estimates
-from the file's header: weights as large as the file, keys and values in F16, and room to compute.
+from the file's header: weights as large as the file, which are read into memory once and not
+mapped (llama_library.py), keys and values in F16, and room to compute.
 """
 
 from __future__ import annotations
@@ -16,6 +17,15 @@ from scheduler.gguf_file import GgufHeader
 
 _MIB = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
+
+_CONTEXT_STEP = 256
+"""llama.cpp rounds the length of a sequence up to a multiple of this."""
+
+_TOKEN_BYTES = 250
+"""What one token of the vocabulary takes in llama.cpp's maps."""
+
+_LIBRARY_BYTES = 12 * _MIB
+"""What llama.cpp's libraries, its graph and our own arrays take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +74,19 @@ def memory_need(
     kv_heads = header.dimension("attention.head_count_kv") or heads
     key = header.dimension("attention.key_length") or width // heads
     value = header.dimension("attention.value_length") or width // heads
-    kv_cache = 2 * layers * n_ctx * kv_heads * (key + value)
+    vocabulary = header.vocabulary
+    padded = -(-n_ctx // _CONTEXT_STEP) * _CONTEXT_STEP
+    kv_cache = 2 * layers * padded * kv_heads * (key + value)
     on_cpu = 0.0 if n_gpu_layers < 0 else max(0, layers - n_gpu_layers) / layers
-    # Without flash attention every head's scores are there at once.
-    computing = 4 * CHUNK_TOKENS * (heads * n_ctx + 8 * width) + 16 * _MIB
+    # Without flash attention every head's scores are there at once, and the mask beside them.
+    floats = CHUNK_TOKENS * ((heads + 1) * padded + 3 * width + _ff_width(header))
+    scores = sequences * vocabulary
+    computing = 4 * (floats + scores) + _TOKEN_BYTES * vocabulary + _LIBRARY_BYTES
     return MemoryNeed(int(header.bytes * on_cpu), int(kv_cache * on_cpu), sequences, computing)
+
+
+def _ff_width(header: GgufHeader) -> int:
+    return header.dimension("feed_forward_length") or 4 * header.dimension("embedding_length")
 
 
 def needed_bytes(header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0) -> int:
