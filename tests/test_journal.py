@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -341,6 +342,45 @@ async def test_a_file_cut_anywhere_is_refused_or_has_only_right_answers(tmp_path
             assert set(found) <= {None, answer()}, f"cut to {length} bytes"
             assert length == 0, "only an empty file is as good as none"
     assert refused > 30
+
+
+FLIPS = 200
+
+
+@pytest.mark.parametrize("which", ["journal", "wal"])
+async def test_flipped_bits_are_found_or_do_no_harm(
+    which: str, anyio_backend_name: str, tmp_path: Path
+) -> None:
+    path, wal = tmp_path / "j", tmp_path / "j-wal"
+    requests = questions(40)
+    journal = Journal(path)
+    await journal.open()
+    for request in requests:
+        await journal.store(request, answer(f"{request.agent_id} says"), "m")
+    files = {path: path.read_bytes(), wal: wal.read_bytes()}
+    await journal.aclose()
+    if which == "journal":
+        files = {path: path.read_bytes(), wal: b""}
+    target = path if which == "journal" else wal
+    refused = 0
+    for seed in range(anyio_backend_name == "trio", FLIPS, 2):  # half on each event loop
+        draw = random.Random(seed)
+        damaged = bytearray(files[target])
+        for _ in range(draw.choice([1, 1, 2, 20])):
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        for file, content in {**files, target: bytes(damaged)}.items():
+            file.write_bytes(content)
+        try:
+            async with opened(path) as found:
+                answers = [found.recall(request, 0, "m") for request in requests]
+        except ConfigError:
+            refused += 1
+            continue
+        for request, one in zip(requests, answers, strict=True):
+            assert one in (None, answer(f"{request.agent_id} says")), seed
+        if which == "journal":  # a WAL's end may be lost, as if it had never been written
+            assert None not in answers, seed
+    assert refused > (FLIPS // 8 if which == "journal" else -1)
 
 
 async def test_a_torn_wal_keeps_what_is_whole(tmp_path: Path) -> None:

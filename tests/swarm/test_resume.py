@@ -111,6 +111,20 @@ def check_is_like(run: Path, whole: Path) -> None:
 # --- stopped and resumed
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files can't be taken there")
+@pytest.mark.usefixtures("scenario")
+def test_a_run_under_way_can_not_be_resumed_by_another_process(config: Path, slow: Path) -> None:
+    assert swarm(*command(FRESH, config)) == 0
+    first = Child(*command(RUN, slow))
+    assert first.wait_for(RUN.absolute(), "request.answered", 2)
+    second = Child(*command(RUN, slow, "--resume"))
+    assert second.wait() == 2
+    assert "the-run is in use by another run" in second.text()
+    assert first.wait() == 0
+    check_is_like(RUN, FRESH)
+    check_nothing_was_asked_twice(RUN)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a kill can't be aimed there")
 def test_killed_anywhere_and_resumed_is_the_uninterrupted_run(
     scenario: Path, config: Path, slow: Path
