@@ -98,6 +98,14 @@ def test_the_wheels_parameters_take_every_flag_that_is_emitted() -> None:
     assert params.no_extra_bufts is True
     assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (3, 3)
     assert params.model_alias == {"-demo"}
+    assert params.sampling.ignore_eos is False
+
+
+def test_the_wheels_server_can_be_told_to_write_on_to_the_limit() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    apply_flags(params, ["--ignore-eos", "--parallel", "2"])
+    assert (params.sampling.ignore_eos, params.n_parallel) == (True, 2)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def serve_in_loop(turn: Turn, workload: Workload) -> Served:
     lib = import_llama_cpp()
     endless(lib)
     llama = _counting_llama(lib, turn, workload.context)
-    _ask(llama, [{"role": "user", "content": WARM_UP}], 2)
+    llama.create_completion(WARM_UP, max_tokens=2)
     before, used = llama.evaluated, cpu(None)
     began = time.perf_counter()
     prompt_tokens = output_tokens = 0

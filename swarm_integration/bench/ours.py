@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -45,6 +46,10 @@ class _Meter(Protocol):
 
     pid: int | None
 
+    async def warm_up(self, backends: Iterable[Backend]) -> None:
+        """Let the model write a little, so that all weights have been read once."""
+        ...
+
     def read(self) -> tuple[int | None, float | None]:
         """Return prompt tokens that were evaluated, and seconds inside the library, until now."""
         ...
@@ -60,6 +65,9 @@ class _ServerMeter:
         self.build = view.build
         self._view = view
 
+    async def warm_up(self, backends: Iterable[Backend]) -> None:  # noqa: ARG002  # the server itself
+        self._view.warm_up()
+
     def read(self) -> tuple[int | None, float | None]:
         return self._view.counters()[0], None
 
@@ -70,6 +78,12 @@ class _LibraryMeter:
         self._lib = import_llama_cpp()
         self._clock = NativeClock(self._lib)
         endless(self._lib)
+
+    async def warm_up(self, backends: Iterable[Backend]) -> None:
+        sampling, messages = Sampling(max_tokens=2), (Message("user", WARM_UP),)
+        request = Request("warm-up", messages, sampling=sampling, timeout_s=TIMEOUT_S)
+        for each in backends:
+            await each.generate(request, seed=1, slot=0)
 
     def read(self) -> tuple[int | None, float | None]:
         return None, self._clock.seconds
@@ -88,8 +102,7 @@ async def _serve(
     journal = await stack.enter_async_context(aclosing(Journal(folder / JOURNAL, log=log)))
     await journal.open()
     async with Scheduler(fleet.backends, config.scheduler, log=log, journal=journal) as scheduler:
-        for each in fleet.backends.values():
-            await _warm_up(each)
+        await meter.warm_up(fleet.backends.values())
         rounds = [[_request(fleet, question) for question in one] for one in workload.rounds]
         before, used = meter.read(), cpu(meter.pid)
         began = time.perf_counter()
@@ -140,12 +153,6 @@ def _mustered(
 def _request(fleet: Fleet, question: Question) -> Request:
     service = fleet.services[question.agent_id]
     return question.request(backend=service.backend, model=service.model, timeout_s=TIMEOUT_S)
-
-
-async def _warm_up(backend: Backend) -> None:
-    sampling, messages = Sampling(max_tokens=2), (Message("user", WARM_UP),)
-    request = Request("warm-up", messages, sampling=sampling, timeout_s=TIMEOUT_S)
-    await backend.generate(request, seed=1, slot=0)
 
 
 N = TypeVar("N", int, float)

@@ -165,7 +165,10 @@ def _most(values: Iterable[int | None]) -> int | None:
 
 
 def ratios(cases: Sequence[Case]) -> list[Ratio]:
-    """Return each of our ways against every other way, for one number of agents.
+    """Return how our ways compare, for one number of agents.
+
+    Each is compared with what can be used without this project, with our ways before it in the
+    same layout, and with itself in upstream's layout.
 
     Args:
         cases: The workloads of one number of agents, one for each layout.
@@ -173,13 +176,16 @@ def ratios(cases: Sequence[Case]) -> list[Ratio]:
     found = []
     for ours in cases:
         for way in OURS:
-            for other in cases:
-                for letter in WAYS:
-                    if (letter, other.layout) == (way, ours.layout) or letter > way:
+            for theirs in cases:
+                for other in WAYS:
+                    same_layout = theirs.layout == ours.layout
+                    earlier = other in OURS and other < way and same_layout
+                    itself = other == way and theirs.layout == "upstream" and not same_layout
+                    if other in OURS and not earlier and not itself:
                         continue
-                    turns = ours.served.get(way, []), other.served.get(letter, [])
+                    turns = ours.served.get(way, []), theirs.served.get(other, [])
                     if all(turns):
-                        found.append(_ratio(way, ours.layout, letter, other.layout, *turns))
+                        found.append(_ratio(way, ours.layout, other, theirs.layout, *turns))
     return found
 
 

@@ -98,9 +98,11 @@ class ServerView:
         self._client.close()
 
     def warm_up(self) -> None:
-        """Ask something short, so that all weights have been read once."""
-        body = {"messages": [{"role": "user", "content": WARM_UP}], "max_tokens": 2}
-        self.post("/v1/chat/completions", body)
+        """Let it write a little, so that all weights have been read once.
+
+        Without the chat template, so that no slot holds the beginning of a prompt.
+        """
+        self.post("/completion", {"prompt": WARM_UP, "n_predict": 2, "cache_prompt": False})
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post JSON and return the answer.

@@ -156,7 +156,9 @@ class _Run:
             words = ["-m", "swarm", "run", "scenario.yaml", "--seed", str(SEED)]
             seconds = self._seconds([*words, "--prompt-audit", "audit.jsonl"])
             with (self.folder / "audit.jsonl").open(encoding="utf-8") as audit:
-                requests = sum(1 for _ in audit)
+                # What can't be read as an action is told a second time, as an error.
+                kinds = [json.loads(line)["kind"] for line in audit]
+            requests = sum(not kind.endswith("_error") for kind in kinds)
             return WholeRun(seconds, requests, view.counters()[1] - before)
 
     def _write_scenario(self, base_url: str) -> int:
