@@ -13,8 +13,9 @@ from typing import Any
 
 from scheduler.errors import SchedulerError
 from scheduler.gguf_file import file_sha256, read_gguf_header
+from swarm_integration.bench.document import Place
 from swarm_integration.bench.models import preset_model
-from swarm_integration.bench.options import STDOUT, WorkloadOptions, check, cpus
+from swarm_integration.bench.options import STDOUT, WorkloadOptions, check, command_of, cpus
 from swarm_integration.bench.results import OURS, RATES_OF, WAYS, Case, ratios, rows
 from swarm_integration.bench.tables import (
     Table,
@@ -53,7 +54,8 @@ def bench_workload(options: WorkloadOptions) -> int:
         print(bench.machine)
         show(tables, sys.stdout)
     if options.markdown is not None:
-        options.markdown.write_text(f"{bench.machine}\n\n{markdown(tables)}", encoding="utf-8")
+        text = f"`{command_of(options)}`, {bench.machine}.\n\n{markdown(tables)}"
+        Place.of(options.markdown).put(text)
     return 0
 
 
@@ -130,6 +132,7 @@ class _Bench:
         agents = dict.fromkeys(case.agents for case in self._cases)
         return {
             "format": 1,
+            "command": command_of(self._options),
             "machine": {"cpus": cpus(), "machine": platform.machine(), "system": platform.system()},
             "versions": {
                 "python": platform.python_version(),

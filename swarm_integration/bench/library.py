@@ -90,7 +90,7 @@ def serve_in_loop(turn: Turn, workload: Workload) -> Served:
 
 def messages_of(question: Question) -> list[dict[str, str]]:
     """Return a question's messages as chat interfaces take them."""
-    return [{"role": role, "content": content} for role, content in question.messages]
+    return [{"role": one.role, "content": one.content} for one in question.messages]
 
 
 def _ask(llama: Any, messages: list[dict[str, str]], max_tokens: int) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class WorkloadOptions:
         requests: Serve only the first so many questions of each workload.
         whole_runs: Also run `swarm run`, upstream's and ours.
         json: Where the JSON goes: a file, `-` for standard output, or None.
-        markdown: Where the tables go as Markdown, or None.
+        markdown: Where the tables go as Markdown, `FILE` or `FILE#NAME`, or None.
     """
 
     agents: tuple[int, ...] = (12,)
@@ -52,7 +52,7 @@ class WorkloadOptions:
     requests: int | None = None
     whole_runs: bool = False
     json: str | None = None
-    markdown: Path | None = None
+    markdown: str | None = None
 
 
 def bench_options(commands: Any) -> argparse.ArgumentParser:
@@ -140,7 +140,11 @@ def _add_options(workload: argparse.ArgumentParser) -> None:
         "--json", nargs="?", const=STDOUT, metavar="FILE",
         help="write all numbers as JSON, to standard output without FILE",
     )  # fmt: skip
-    workload.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    workload.add_argument(
+        "--markdown", metavar="FILE[#NAME]",
+        help="write the tables there as Markdown; with NAME between the lines "
+        "<!-- begin: NAME --> and <!-- end: NAME --> of a file that is there",
+    )  # fmt: skip
     workload.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
@@ -174,6 +178,7 @@ def check(options: WorkloadOptions) -> None:
     from scheduler.gguf_file import read_gguf_header
     from scheduler.gguf_shape import shape_of
     from scheduler.server import find_server
+    from swarm_integration.bench.document import Place
     from swarm_integration.bench.workload import MAX_TOKENS
 
     _check_range("--agents", options.agents, 1, _MOST_AGENTS)
@@ -199,8 +204,27 @@ def check(options: WorkloadOptions) -> None:
         find_server()
     if options.json != STDOUT:
         _check_package("rich", "the tables are drawn with it; or give --json", "report")
-    for name, path in (("--json", options.json), ("--markdown", options.markdown)):
-        _check_writable(name, path)
+    if options.json not in (None, STDOUT):
+        _check_writable("--json", Path(str(options.json)))
+    if options.markdown is not None:
+        place = Place.of(options.markdown)
+        _check_writable("--markdown", place.path)
+        place.check()
+
+
+def command_of(options: WorkloadOptions) -> str:
+    """Return the command that measures this, for standing beside its numbers."""
+    default = WorkloadOptions()
+    words = ["swarm-inference bench workload"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == getattr(default, field.name) or field.name in {"json", "markdown"}:
+            continue
+        name = {"layouts": "prompt-layout"}.get(field.name, field.name.replace("_", "-"))
+        values = [] if value is True else value if isinstance(value, tuple) else [value]
+        shown = [each.name if isinstance(each, Path) else str(each) for each in values]
+        words.append(" ".join([f"--{name}", *shown]))
+    return " ".join(words)
 
 
 def cpus() -> int:
@@ -227,12 +251,9 @@ def _check_package(module: str, why: str, extra: str) -> None:
         )
 
 
-def _check_writable(name: str, path: str | Path | None) -> None:
+def _check_writable(name: str, path: Path) -> None:
     from scheduler.errors import ConfigError
 
-    if path in (None, STDOUT):
-        return
-    path = Path(str(path))
     if path.is_dir():
         raise ConfigError(f"{name} {path} is a directory; name a file")
     if not path.absolute().parent.is_dir():

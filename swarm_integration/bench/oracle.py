@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from scheduler.backends.llama_prefix import shared_length
@@ -93,7 +93,8 @@ class Oracle:
         prefill_s: Seconds for reading prompts.
         decode_s: Seconds for writing answers.
         prompt_tokens: Tokens of all prompts.
-        computed_tokens: How many of them are evaluated: the fewest that this way allows.
+        computed_tokens: How many of them are evaluated in the time that it needs.
+        fewest_tokens: How many are, where it does not matter how long that takes.
         slots: How many slots the schedule uses.
     """
 
@@ -101,6 +102,7 @@ class Oracle:
     decode_s: float
     prompt_tokens: int
     computed_tokens: int
+    fewest_tokens: int
     slots: int
 
     @property
@@ -130,7 +132,8 @@ def batched_oracle(steps: Steps, slots: int, rates: Rates) -> Oracle:
             prefill_s += rates.read_s(start, len(ask.tokens))
             insort(held, ask.tokens)
     best = min(range(1, slots + 1), key=lambda used: _packed_s(steps, used, rates))
-    return Oracle(prefill_s, _packed_s(steps, best, rates), _prompt_tokens(steps), computed, best)
+    decode_s = _packed_s(steps, best, rates)
+    return Oracle(prefill_s, decode_s, _prompt_tokens(steps), computed, computed, best)
 
 
 def chained_oracle(steps: Steps, slots: int, rates: Rates) -> Oracle:
@@ -147,10 +150,12 @@ def chained_oracle(steps: Steps, slots: int, rates: Rates) -> Oracle:
         slots: How many slots there are; 1 for a locked engine.
         rates: What was measured.
     """
-    return min(
-        (_chained(steps, used, rates) for used in range(1, slots + 1)),
-        key=lambda oracle: oracle.seconds,
-    )
+    numbers = range(1, slots + 1)
+    quickest = [_chained(steps, used, rates, _Deal.seconds) for used in numbers]
+    thriftiest = [_chained(steps, used, rates, _Deal.tokens) for used in numbers]
+    best = min(quickest, key=lambda oracle: oracle.seconds)
+    fewest = min(oracle.computed_tokens for oracle in (*quickest, *thriftiest))
+    return replace(best, fewest_tokens=fewest)
 
 
 @dataclass(slots=True)
@@ -162,8 +167,16 @@ class _Deal:
     computed: int
     held: list[Tokens]
 
+    def seconds(self) -> float:
+        """Return the time of the step."""
+        return self.prefill_s + self.decode_s
 
-def _chained(steps: Steps, slots: int, rates: Rates) -> Oracle:
+    def tokens(self) -> float:
+        """Return how many prompt tokens it evaluates."""
+        return self.computed
+
+
+def _chained(steps: Steps, slots: int, rates: Rates, price: Callable[[_Deal], float]) -> Oracle:
     prefill_s, decode_s, computed = 0.0, 0.0, 0
     held: list[Tokens] = [()] * slots
     for step in steps:
@@ -171,12 +184,12 @@ def _chained(steps: Steps, slots: int, rates: Rates) -> Oracle:
         if not asks:
             continue
         deals = [_dealt(runs, held, rates) for runs in _cuts(asks, slots)]
-        deal = min(deals, key=lambda deal: deal.prefill_s + deal.decode_s)
+        deal = min(deals, key=price)
         prefill_s += deal.prefill_s
         decode_s += deal.decode_s
         computed += deal.computed
         held = deal.held
-    return Oracle(prefill_s, decode_s, _prompt_tokens(steps), computed, slots)
+    return Oracle(prefill_s, decode_s, _prompt_tokens(steps), computed, computed, slots)
 
 
 def _cuts(asks: Sequence[Ask], slots: int) -> list[list[Sequence[Ask]]]:

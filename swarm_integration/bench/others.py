@@ -12,7 +12,6 @@ from swarm_integration.bench.turns import TIMEOUT_S, Served, Turn
 from swarm_integration.bench.usage import cpu, peak_bytes
 from swarm_integration.bench.workload import TEMPERATURE, Question, Workload
 from swarm_integration.compat_bench import UpstreamCaller
-from swarm_integration.startup import DEFAULT_MANAGED_SLOTS
 
 _MODEL = "bench"
 
@@ -35,7 +34,7 @@ def serve_on_server(turn: Turn, workload: Workload) -> Served:
             prompt_tokens=prompt_tokens,
             computed_tokens=after[0] - before[0],
             output_tokens=after[1] - before[1],
-            slots=DEFAULT_MANAGED_SLOTS if turn.slots == "auto" else turn.slots,
+            slots=server.spec.slots,
             cpu_s=used.until(spent),
             peak_bytes=peak_bytes(server.pid),
             build=build.name,
@@ -57,8 +56,8 @@ def _caller(base_url: str, question: Question) -> UpstreamCaller:
 
 def _pair(question: Question) -> tuple[str, str]:
     """Return the system and the user prompt, which is all that upstream's calls take."""
-    system = [content for role, content in question.messages if role == "system"]
-    others = [content for role, content in question.messages if role != "system"]
+    system = [message.content for message in question.messages if message.role == "system"]
+    others = [message.content for message in question.messages if message.role != "system"]
     return "\n\n".join(system), "\n\n".join(others)
 
 

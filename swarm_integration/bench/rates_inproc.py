@@ -7,7 +7,6 @@ from pathlib import Path
 from scheduler.backends.llama_batched import AUTO_SLOTS
 from scheduler.backends.llama_library import Context, LoadedModel
 from scheduler.backends.native_model import NativeSpec, import_llama_cpp
-from scheduler.types import Message
 from swarm_integration.bench.builds import inproc_build
 from swarm_integration.bench.library import NativeClock
 from swarm_integration.bench.oracle import Ask, Rates, Tokens, batched_oracle, chained_oracle
@@ -33,7 +32,7 @@ def measure_inproc(turn: Turn, workload: Workload) -> Measured:
         steps = [
             [
                 Ask(
-                    model.reader.read([Message(*pair) for pair in each.messages], None).tokens,
+                    model.reader.read(each.messages, None).tokens,
                     each.output_tokens,
                 )
                 for each in one

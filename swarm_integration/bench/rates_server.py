@@ -16,7 +16,6 @@ from swarm_integration.bench.servers import ServerView, server_of
 from swarm_integration.bench.turns import TIMEOUT_S, Measured, Turn
 from swarm_integration.bench.workload import Workload
 from swarm_integration.rundir import SERVER_LOG
-from swarm_integration.startup import DEFAULT_MANAGED_SLOTS
 
 POINTS = 4
 REPEATS = 2
@@ -27,7 +26,7 @@ WRITTEN = 33
 async def measure_server(turn: Turn, workload: Workload) -> Measured:
     """Measure a server that is started as ours is, and return its oracle."""
     server = server_of(turn, workload)
-    slots = DEFAULT_MANAGED_SLOTS if turn.slots == "auto" else turn.slots
+    slots = server.spec.slots
     async with server:
         with ServerView(server, Path(turn.folder) / SERVER_LOG) as view:
             view.warm_up()

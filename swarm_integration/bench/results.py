@@ -69,8 +69,8 @@ class Row:
         oracle_share: The oracle's time over its own.
         prompt_tokens: Tokens of all prompts.
         computed_tokens: How many of them it evaluated.
-        fewest_tokens: How many its oracle evaluates.
-        reuse: The part that it reused of what its oracle reuses.
+        fewest_tokens: The fewest that this way allows.
+        reuse: The part that it reused of what could have been.
         cpu_s: CPU seconds.
         peak_bytes: The most memory.
         python_share: The part of the time outside llama.cpp's library.
@@ -129,7 +129,7 @@ def _row(case: Case, way: str) -> Row:
     last = turns[-1]
     oracles = [one.oracles[way] for one in case.measured.get(RATES_OF.get(way, ""), [])]
     computed = round(statistics.median(turn.computed_tokens for turn in turns))
-    fewest = oracles[-1].computed_tokens if oracles else None
+    fewest = oracles[-1].fewest_tokens if oracles else None
     shares = [oracle.seconds / turn.seconds for oracle, turn in zip(oracles, turns, strict=False)]
     reusable = last.prompt_tokens - (fewest or 0)
     return Row(

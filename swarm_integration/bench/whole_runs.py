@@ -20,16 +20,17 @@ from typing import Any, Literal
 import yaml
 
 from scheduler.errors import SchedulerError
-from scheduler.server import ManagedServer, ServerSpec
+from scheduler.server import ManagedServer
 from swarm_integration.bench.options import WorkloadOptions
 from swarm_integration.bench.servers import our_flags, plain_flags, running
 from swarm_integration.bench.tables import Table
 from swarm_integration.bench.workload import SEED, scenario_of
+from swarm_integration.config import InferenceConfig
 from swarm_integration.fitness import estimated_context
 from swarm_integration.report.units import NONE
 from swarm_integration.rundir import MANIFEST
 from swarm_integration.scenario import rehearse
-from swarm_integration.startup import DEFAULT_MANAGED_SLOTS
+from swarm_integration.startup import server_spec
 
 OUTPUT_TOKENS = 64
 """Tokens of each answer where the options give no number."""
@@ -139,12 +140,9 @@ class _Run:
         if self.command == "inproc":
             return self._ours({"kind": "llama_inproc", "model_path": str(self.model),
                                "engine": "batched", "threads": self.threads})  # fmt: skip
-        spec = ServerSpec(
-            self.model,
-            slots=self.options.slots or DEFAULT_MANAGED_SLOTS,
-            ctx_per_slot=context,
-            threads=self.threads,
-        )
+        backend = {"kind": "llama_server", "managed": True, "model_path": str(self.model)}
+        config = {"backend": {**backend, "threads": self.threads}, "scheduler": self._scheduler}
+        spec = server_spec(InferenceConfig.model_validate(config), context)
         flags = plain_flags if self.command == "upstream" else our_flags
         server = ManagedServer(spec, log_path=self.folder / "server.log", flags=flags)
         with running(server, self.folder) as view:
@@ -173,10 +171,7 @@ class _Run:
         return estimated_context(rehearse(path, {}))
 
     def _ours(self, backend: Mapping[str, Any]) -> WholeRun:
-        config = {
-            "backend": dict(backend),
-            "scheduler": {"slots": self.options.slots or "auto", "structured_output": False},
-        }
+        config = {"backend": dict(backend), "scheduler": self._scheduler}
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         words = ["-m", "swarm_integration", "run", "scenario.yaml", "--seed", str(SEED)]
@@ -185,6 +180,10 @@ class _Run:
         manifest = json.loads((self.folder / "run" / MANIFEST).read_text(encoding="utf-8"))
         totals = manifest["inference"]
         return WholeRun(seconds, totals["requests"], totals["completion_tokens"])
+
+    @property
+    def _scheduler(self) -> dict[str, Any]:
+        return {"slots": self.options.slots or "auto", "structured_output": False}
 
     def _seconds(self, words: Sequence[str]) -> float:
         began = time.perf_counter()

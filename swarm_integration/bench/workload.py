@@ -54,7 +54,7 @@ class Question:
         ordinal: Which question of this kind by this agent in this step.
         base_seed: From which the request's seed is derived.
         prefix_group: As the request had it; empty where the system message decides.
-        messages: Pairs of role and content.
+        messages: The chat, as the layout made it.
         output_tokens: Tokens of the answer, on every way.
     """
 
@@ -65,14 +65,14 @@ class Question:
     ordinal: int
     base_seed: int
     prefix_group: str
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[Message, ...]
     output_tokens: int
 
     def request(self, *, backend: str, model: str, timeout_s: float) -> Request:
         """Return it as the scheduler takes it; no schema, the same on every way."""
         return Request(
             agent_id=self.agent_id,
-            messages=tuple(Message(*pair) for pair in self.messages),
+            messages=self.messages,
             epoch=self.epoch,
             step=self.step,
             kind=self.kind,
@@ -149,7 +149,7 @@ def load_workload(path: Path) -> Workload:
 
 
 def _question(entry: dict[str, Any]) -> Question:
-    messages = tuple((role, content) for role, content in entry.pop("messages"))
+    messages = tuple(Message(**message) for message in entry.pop("messages"))
     return Question(**entry, messages=messages)
 
 
@@ -256,6 +256,6 @@ def _noted(completion: Completion) -> Question:
         ordinal=request.ordinal,
         base_seed=request.base_seed,
         prefix_group=request.prefix_group,
-        messages=tuple((message.role, message.content) for message in request.messages),
+        messages=request.messages,
         output_tokens=completion.answers[-1].usage.completion_tokens,
     )

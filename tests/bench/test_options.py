@@ -11,10 +11,12 @@ import pytest
 
 from scheduler.errors import ConfigError
 from swarm_integration import commands
+from swarm_integration.bench.document import Place
 from swarm_integration.bench.options import (
     WorkloadOptions,
     bench_options,
     check,
+    command_of,
     workload_options,
 )
 
@@ -43,7 +45,7 @@ def test_options_reach_the_measurement() -> None:
     assert (found.agents, found.ways) == ((12, 48), ("a", "g"))
     assert found.layouts == ("shared_first", "upstream")
     assert (found.json, found.slots, found.whole_runs) == ("-", 8, True)
-    assert found.markdown == Path("tables.md")
+    assert found.markdown == "tables.md"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,8 @@ def test_options_reach_the_measurement() -> None:
         ({"preset": "huge"}, "no preset 'huge'; there are bench, demo"),
         ({"model": Path("nowhere.gguf")}, "nowhere.gguf"),
         ({"json": "nowhere/found.json"}, "there is no directory nowhere"),
-        ({"markdown": Path()}, "is a directory; name a file"),
+        ({"markdown": "."}, "is a directory; name a file"),
+        ({"markdown": "nowhere.md#name"}, "nowhere.md can't be read"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(
@@ -76,7 +79,31 @@ def test_a_file_that_is_no_model_is_refused(plain: WorkloadOptions, tmp_path: Pa
 
 
 def test_good_options_pass(plain: WorkloadOptions, tmp_path: Path) -> None:
-    check(replace(plain, json=str(tmp_path / "found.json"), markdown=tmp_path / "found.md"))
+    check(replace(plain, json=str(tmp_path / "found.json"), markdown=str(tmp_path / "found.md")))
+
+
+def test_marks_that_are_missing_are_named(plain: WorkloadOptions, tmp_path: Path) -> None:
+    (tmp_path / "found.md").write_text("<!-- end: speed -->\n<!-- begin: speed -->\n")
+    with pytest.raises(ConfigError, match="has no lines `<!-- begin: speed -->`"):
+        check(replace(plain, markdown=f"{tmp_path / 'found.md'}#speed"))
+
+
+def test_tables_go_between_their_marks_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "found.md"
+    path.write_text("before\n<!-- begin: one -->\nold\n<!-- end: one -->\nafter\n")
+    place = Place.of(f"{path}#one")
+    for text in ("first\n", "second\n"):
+        place.put(text)
+        assert path.read_text() == (
+            f"before\n<!-- begin: one -->\n{text}<!-- end: one -->\nafter\n"
+        )
+
+
+def test_the_command_is_told_with_what_differs_from_the_defaults() -> None:
+    words = "--agents 12 48 --ways a g --prompt-layout upstream shared_first --whole-runs"
+    options = options_of(*words.split(), "--rounds", "5", "--json", "found.json")
+    assert options_of(*command_of(options).split()[3:]) == replace(options, json=None)
+    assert command_of(WorkloadOptions()) == "swarm-inference bench workload"
 
 
 def test_a_bad_option_ends_the_command_before_it_writes(

@@ -18,7 +18,7 @@ def served(seconds: float, build: tuple[str, tuple[str, ...]] = SERVER, **other:
 
 
 def measured(way: str, seconds: float, computed: int) -> Measured:
-    oracle = Oracle(seconds / 2, seconds / 2, 1000, computed, 4)
+    oracle = Oracle(seconds / 2, seconds / 2, 1000, computed + 50, computed, 4)
     return Measured(((100, 1.0), (200, 3.0)), {1: 0.01, 4: 0.02}, {way: oracle}, *SERVER)
 
 

@@ -105,5 +105,5 @@ def test_a_request_carries_the_question_and_no_schema(recorded: Workload) -> Non
     request = question.request(backend="default", model="bench", timeout_s=9.0)
     assert request.schema is None
     assert request.sampling.max_tokens == question.output_tokens
-    assert [(m.role, m.content) for m in request.messages] == list(question.messages)
+    assert request.messages == question.messages
     assert (request.agent_id, request.kind) == (question.agent_id, question.kind)
