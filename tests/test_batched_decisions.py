@@ -19,6 +19,7 @@ from scheduler.backends.batched_prefixes import Place, Prefixes
 from scheduler.backends.batched_rows import (
     Turn,
     agreeing,
+    groups,
     next_turn,
     rows_for,
     window,
@@ -69,6 +70,17 @@ def test_a_window_holds_all_that_is_busy_in_rows_that_agree(
     assert max(busy) - min(busy) + 1 > max(narrower, default=0)
 
 
+@given(st.sets(st.integers(0, 15), min_size=1), st.sampled_from([ROWS, (8,), (1,), (1, 2), ()]))
+def test_groups_are_all_answers_once_in_steps_that_agree(
+    busy: set[int], rows: tuple[int, ...]
+) -> None:
+    found = groups(busy, rows)
+    assert [number for group in found for number in group] == sorted(busy)
+    for group in found:
+        assert set(group) <= set(window(group, rows, 20))
+    assert len(found) == 1 or max(busy) - min(busy) >= max(rows)
+
+
 def test_no_window_is_wider_than_what_agrees() -> None:
     with pytest.raises(ValueError, match="no window"):
         window({0, 16}, ROWS, 20)
@@ -77,7 +89,7 @@ def test_no_window_is_wider_than_what_agrees() -> None:
 @pytest.mark.parametrize(
     ("slots", "rows", "sequences"),
     [(1, ROWS, 8), (4, ROWS, 8), (8, ROWS, 12), (12, ROWS, 16), (13, ROWS, 17), (16, ROWS, 20),
-     (1, (1, 2, 3), 5), (3, (), 7)],
+     (1, (1, 2, 3), 5), (3, (), 7), (11, (8,), 15)],
 )  # fmt: skip
 def test_padding_sequences_also_keep_prefixes(
     slots: int, rows: tuple[int, ...], sequences: int

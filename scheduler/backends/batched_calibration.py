@@ -22,7 +22,7 @@ from scheduler.backends.llama_rows import Row
 from scheduler.backends.score_digest import score_digest
 from scheduler.errors import ServerFault
 
-Level = Literal["invariant", "ordered"]
+Level = Literal["invariant", "repeatable"]
 
 CALIBRATION_VERSION = 2
 """Changes with what is tried and with how the engine evaluates, so that older findings do not
@@ -45,8 +45,9 @@ class Calibration:
     """What was found.
 
     Attributes:
-        level: `invariant`: answers do not depend on what else is in the batch. `ordered`: no
-            row count is known for which that is so.
+        level: `invariant`: answers do not depend on what else is in the batch. `repeatable`: no
+            row count is known for which that is so, not even one row, so that one prompt is
+            answered after the other, in the plan's order.
         rows: The row counts that agree with each other, ascending.
         tried: The row counts that were compared.
         comparisons: How many rows of scores were compared.
@@ -90,11 +91,11 @@ def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
     probes = _Probes(model, CALIBRATED_ROWS + 2, longest=280 if large else 530)
     try:
         rows = agreeing({count: probes.signature(count) for count in tried})
-        holds = max(rows, default=1) > 1 and probes.hold_on(rows) and probes.move(max(rows))
+        holds = bool(rows) and probes.hold_on(rows) and probes.move(max(rows))
     finally:
         probes.close()
     if not holds:
-        return Calibration("ordered", (), tried, probes.comparisons)
+        return Calibration("repeatable", (), tried, probes.comparisons)
     search = GrainSearch(model, 281 if large else 531)
     try:
         grain = search.find(LARGE_MODEL_GRAINS if large else GRAINS)

@@ -17,7 +17,7 @@ from scheduler.backends.answer_writer import AnswerWriter
 from scheduler.backends.base import RawAnswer
 from scheduler.backends.batched_cuts import Text, cuts_for
 from scheduler.backends.batched_job import Job
-from scheduler.backends.batched_rows import Turn, next_turn
+from scheduler.backends.batched_rows import Turn, groups, next_turn
 from scheduler.backends.batched_sequences import Counts, Sequences
 from scheduler.backends.llama_library import ABORTED, LoadedModel
 from scheduler.backends.llama_prompt import Prompt
@@ -45,7 +45,8 @@ class BatchedEngine:
 
     Args:
         model: The loaded model, closed with this.
-        rows: The row counts that agree; empty to evaluate as many rows as there are answers.
+        rows: The row counts that agree; empty to evaluate as many rows as there are answers,
+            which is not reproducible where several answer at once.
         grain: Prompts may be cut at multiples of so many tokens; None to cut at fixed places.
         slots: How many answers are written at once.
         sequences: How many sequences there are; those beyond `slots` keep prefixes.
@@ -65,6 +66,7 @@ class BatchedEngine:
     ) -> None:
         self._model = model
         self._slots = slots
+        self._rows = tuple(rows)
         self._cuts = cuts_for(grain)
         self._sequences = Sequences(model, cuts=self._cuts, rows=rows, slots=slots, count=sequences)
         self._context = self._sequences.context
@@ -199,21 +201,27 @@ class BatchedEngine:
 
     def _write(self) -> None:
         """Evaluate the last token of every answer and draw the next one."""
+        for group in groups(self._writing, self._rows):
+            if not self._step([self._writing[number] for number in group]):
+                return
+        self._prompts_since_step = 0
+
+    def _step(self, answers: Sequence[_Answer]) -> bool:
+        """Take answers one token further; return False where the evaluation was left."""
         began = perf_counter()
         self._allow()
-        tokens = {number: answer.next_token for number, answer in self._writing.items()}
-        code, first = self._sequences.step(tokens)
+        code, first = self._sequences.step({each.sequence: each.next_token for each in answers})
         took = perf_counter() - began
         if code == ABORTED:
-            return
-        self._prompts_since_step = 0
-        for answer in list(self._writing.values()):
+            return False
+        for answer in answers:
             answer.decode_s += took
             if code != 0:
                 position = self._sequences.length(answer.sequence)
-                self._end(answer, _fault(code, f"a step of {len(tokens)} answers", position))
+                self._end(answer, _fault(code, f"a step of {len(answers)} answers", position))
             else:
                 self._draw(answer, answer.sequence - first)
+        return True
 
     def _draw(self, answer: _Answer, row: int) -> None:
         """Draw the next token of an answer from a row of what was evaluated last."""

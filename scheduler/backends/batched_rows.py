@@ -75,6 +75,24 @@ def window(busy: Collection[int], rows: Collection[int], sequences: int) -> rang
     return range(start, start + size)
 
 
+def groups(busy: Collection[int], rows: Collection[int]) -> list[list[int]]:
+    """Return the sequences of the steps that take every answer one token further.
+
+    Mostly that is one step; more where the answers reach farther than the most rows that agree.
+
+    Args:
+        busy: The sequences with an answer to go on with.
+        rows: The row counts that agree.
+    """
+    found: list[list[int]] = []
+    for number in sorted(busy):
+        if found and (not rows or number < found[-1][0] + max(rows)):
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
+
+
 def agreeing(signatures: Mapping[int, Signature]) -> tuple[int, ...]:
     """Return the row counts that may stand for one another.
 

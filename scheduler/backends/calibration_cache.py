@@ -134,7 +134,7 @@ def _makes_sense(found: Calibration) -> bool:
     if found.grain is not None:
         numbers.append(found.grain)
     return (
-        found.level in ("invariant", "ordered")
+        found.level in ("invariant", "repeatable")
         and all(type(number) is int and number > 0 for number in numbers)
         and set(found.rows) <= set(found.tried)
         and bool(found.rows) == (found.level == "invariant")

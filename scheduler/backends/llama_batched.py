@@ -8,10 +8,10 @@ whether they fit into memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 
@@ -24,6 +24,7 @@ from scheduler.backends.calibration_cache import CalibrationCache, identity, pro
 from scheduler.backends.llama_library import LoadedModel
 from scheduler.backends.llama_memory import MemoryNeed, memory_need, too_large
 from scheduler.backends.llama_native import LlamaModel
+from scheduler.backends.llama_opening import Slots
 from scheduler.backends.llama_prompt import Prompt
 from scheduler.backends.native_model import NativeModel, NativeSpec, import_llama_cpp
 from scheduler.backends.native_thread import NativeThread
@@ -31,8 +32,6 @@ from scheduler.errors import ConfigError, ServerFault
 from scheduler.gguf_file import GgufHeader
 from scheduler.observe import EventLog
 from scheduler.types import Message, Request
-
-Slots = int | Literal["auto"]
 
 AUTO_SLOTS = (8, 4, 2, 1)
 """What `slots: auto` tries, until it fits: beyond 8 a CPU gains little, and everyone waits."""
@@ -88,12 +87,14 @@ class Opened:
         engine: The batched engine, or None where batching is not possible.
         locked: The locked one instead.
         slots: How many answers are written at once.
+        serial: Whether that is one, whatever is configured.
         facts: What the backend says about it.
     """
 
     engine: BatchedEngine | None
     locked: NativeModel | None
     slots: int
+    serial: bool
     facts: Mapping[str, Any]
 
 
@@ -102,9 +103,10 @@ def sequences_for(slots: int, rows: Collection[int]) -> int:
 
     Args:
         slots: How many answers are written at once.
-        rows: The row counts that agree; one of them holds `slots`, or there are none.
+        rows: The row counts that agree.
     """
-    return max(rows_for(slots, rows) or slots, slots + SPARE_SEQUENCES)
+    widest = rows_for(slots, rows) or max(rows)
+    return max(widest, slots + SPARE_SEQUENCES)
 
 
 def open_batched(opening: Opening) -> Opened:
@@ -128,8 +130,8 @@ def open_batched(opening: Opening) -> Opened:
         if found is None:
             found = _calibrated(opening, model)
             cache.write(found)
-        if found.level != "invariant" and not opening.must:
-            return _locked(opening, model, "no row counts agree with each other on this machine")
+        if max(found.rows, default=1) == 1 and not opening.must:
+            return _locked(opening, model, "no steps of several rows agree on this machine")
         return _batched(opening, model, found)
     except BaseException:
         model.close()
@@ -138,14 +140,11 @@ def open_batched(opening: Opening) -> Opened:
 
 def _batched(opening: Opening, model: LoadedModel, found: Calibration) -> Opened:
     rows: tuple[int, ...] = found.rows
-    if rows and opening.slots != "auto" and opening.slots > max(rows):
+    if not rows:
+        # One at a time follows from the plan; who shares a step follows from the clock as well.
+        opening = replace(opening, slots=1)
+    elif opening.slots != "auto" and opening.slots > max(rows) > 1:
         rows = extend(model, rows, opening.slots)
-        if opening.slots > max(rows):
-            raise ConfigError(
-                f"scheduler.slots is {opening.slots}, but on this machine steps of "
-                f"{opening.spec.path.name} agree bit for bit up to {max(rows)} rows only; "
-                f"set it to {max(rows)} or less"
-            )
     slots = _slots_that_fit(opening, rows, loaded=True)
     if slots is None:
         return _locked(opening, model, "there is no memory for more sequences")
@@ -160,7 +159,7 @@ def _batched(opening: Opening, model: LoadedModel, found: Calibration) -> Opened
         "calibration": {**found.facts(), "processor": processor()},
         "sequence_bytes": need.sequence,
     }
-    return Opened(engine, None, slots, facts)
+    return Opened(engine, None, slots, not rows, facts)
 
 
 def _locked(opening: Opening, model: LoadedModel, why: str) -> Opened:
@@ -179,7 +178,7 @@ def _locked(opening: Opening, model: LoadedModel, why: str) -> Opened:
     locked = LlamaModel(model)
     memory = memory_need(opening.header, opening.spec.n_ctx, opening.spec.n_gpu_layers)
     facts = {**locked.facts, "engine": "locked", "memory_bytes": memory.total}
-    return Opened(None, locked, 1, facts)
+    return Opened(None, locked, 1, True, facts)
 
 
 def _slots_that_fit(opening: Opening, rows: Collection[int], *, loaded: bool) -> int | None:
@@ -189,8 +188,6 @@ def _slots_that_fit(opening: Opening, rows: Collection[int], *, loaded: bool) ->
         ConfigError: The configured number does not fit, or the engine must be this one.
     """
     candidates: tuple[int, ...] = AUTO_SLOTS if opening.slots == "auto" else (opening.slots,)
-    if rows and opening.slots == "auto":
-        candidates = tuple(slots for slots in candidates if rows_for(slots, rows) is not None)
     available = opening.available()
     for slots in candidates:
         need = opening.need(slots, rows)

@@ -10,22 +10,19 @@ The `locked` engine (`llama_native.py`) gives one answer after another, the `bat
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import anyio
 
 from scheduler.backends.base import BackendInfo, RawAnswer
-from scheduler.backends.llama_memory import available_bytes, check_memory, memory_need
+from scheduler.backends.llama_opening import Engine, Slots, Wanted, open_model
 from scheduler.backends.native_model import (
-    PENALTY_TOKENS,
     RANDOM_SEED,
     AnswerStopped,
     NativeModel,
     NativeSpec,
-    import_llama_cpp,
     load_native,
 )
 from scheduler.backends.native_thread import NativeThread, Stopped
@@ -37,15 +34,14 @@ from scheduler.errors import (
     ContextExceeded,
     RequestRejected,
 )
-from scheduler.gguf_file import GgufHeader, file_sha256, read_gguf_header
 from scheduler.observe import EventLog
 from scheduler.types import Message, Request
 
 if TYPE_CHECKING:
+    from scheduler.backends.batched_engine import BatchedEngine
     from scheduler.backends.llama_batched import BatchedAnswers
 
-Engine = Literal["auto", "locked", "batched"]
-Slots = int | Literal["auto"]
+__all__ = ["Engine", "LlamaInprocBackend", "Slots"]
 
 _OVERDUE_SHARE = 0.9
 """The part of its deadline that a request waits for a call that does not return.
@@ -98,14 +94,10 @@ class LlamaInprocBackend:
                 f"n_gpu_layers ({n_gpu_layers}) -1 or more"
             )
         threads = n_threads or _usable_cpus()
-        self._spec = NativeSpec(model_path, n_ctx, threads, n_gpu_layers)
         if slots != "auto" and slots < 1:
             raise ConfigError(f"slots must be 1 or more, got {slots}")
-        self._engine = engine
-        self._slots: Slots = slots
-        self._log = log
-        self._cache_folder = cache_folder
-        self._load = load
+        self._spec = NativeSpec(model_path, n_ctx, threads, n_gpu_layers)
+        self._wanted = Wanted(self._spec, engine, slots, log, cache_folder, load)
         self._grace_s = grace_s
         self._thread = NativeThread(f"llama {model_path.name}", grace_s=grace_s)
         self._native: NativeModel | None = None
@@ -203,57 +195,22 @@ class LlamaInprocBackend:
         self._native = self._batched = None
 
     def _get_ready(self) -> BackendInfo:
-        """Check, hash and load, on the model's thread."""
+        """Open the model, on its thread."""
         if self._info is None:
-            spec = self._spec
-            header = read_gguf_header(spec.path)
-            if self._engine == "locked":
-                check_memory(header, spec.n_ctx, spec.n_gpu_layers, available_bytes())
-            digest = file_sha256(spec.path)
-            slots, facts = self._open(header, digest)
-            self._info = BackendInfo(
-                kind="llama_inproc",
-                slots=slots,
-                context_per_slot=spec.n_ctx,
-                model=spec.path.name,
-                build=f"llama-cpp-python {facts.get('llama_cpp_python', '')}".strip(),
-                facts={**_facts(header, spec), "model_sha256": digest, **facts},
-                serial=self._batched is None,
-            )
+            opened = open_model(self._wanted)
+            self._native, engine = opened.native, opened.batched
+            if engine is not None:
+                self._batched = self._answers_of(engine)
+                self._thread.do_between(engine.turn)
+            self._info = opened.info
         return self._info
 
-    def _open(self, header: GgufHeader, digest: str) -> tuple[int, Mapping[str, Any]]:
-        """Load the model into its engine; return the number of slots and the engine's facts."""
-        if self._engine == "locked":
-            self._native = self._load(self._spec)
-            memory = memory_need(header, self._spec.n_ctx, self._spec.n_gpu_layers)
-            facts = {"engine": "locked", "memory_bytes": memory.total}
-            return 1, {**self._native.facts, **facts}
-        import_llama_cpp()
+    def _answers_of(self, engine: BatchedEngine) -> BatchedAnswers:
         from scheduler.backends.llama_batched import (  # noqa: PLC0415 - needs the optional extra
             BatchedAnswers,
-            Opening,
-            open_batched,
         )
 
-        opening = Opening(
-            spec=self._spec,
-            header=header,
-            model_sha256=digest,
-            must=self._engine == "batched",
-            slots=self._slots,
-            available=available_bytes,
-            log=self._log,
-            cache_folder=self._cache_folder,
-        )
-        opened = open_batched(opening)
-        self._native = opened.locked
-        if opened.engine is not None:
-            self._batched = BatchedAnswers(
-                opened.engine, self._thread, self._grace_s, self._check_fits
-            )
-            self._thread.do_between(opened.engine.turn)
-        return opened.slots, opened.facts
+        return BatchedAnswers(engine, self._thread, self._grace_s, self._check_fits)
 
     async def _wait_overdue(self, request: Request) -> None:
         """Wait until a call that was told to stop has returned."""
@@ -284,26 +241,6 @@ class LlamaInprocBackend:
     def _why_not(self) -> str:
         state = "is closed" if self._closed else "has not been started"
         return f"the backend of {self._spec.path.name} {state}"
-
-
-def _facts(header: GgufHeader, spec: NativeSpec) -> dict[str, Any]:
-    template, trained = header.chat_template, header.dimension("context_length")
-    facts: dict[str, Any] = {
-        "model_file": header.path.name,
-        "model_bytes": header.bytes,
-        "architecture": header.architecture,
-        "model_ftype": header.quantization,
-        "chat_template_sha256": sha256(template.encode()).hexdigest() if template else "",
-        "n_ctx": spec.n_ctx,
-        "n_threads": spec.n_threads,
-        "n_gpu_layers": spec.n_gpu_layers,
-        "penalty_tokens": PENALTY_TOKENS,
-    }
-    if trained and spec.n_ctx > trained:
-        facts["warning"] = (
-            f"n_ctx {spec.n_ctx} is more than the {trained} tokens that the model was trained for"
-        )
-    return facts
 
 
 def _check_sampling(request: Request, seed: int) -> None:

@@ -21,6 +21,8 @@ import pytest
 from scheduler.backends.base import BackendInfo, RawAnswer
 from scheduler.backends.calibration_cache import CalibrationCache, identity
 from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.certification import follows_plan
+from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
 from scheduler.errors import ConfigError, ConnectionFailed, ContextExceeded, RequestRejected
 from scheduler.gguf_file import file_sha256
@@ -35,6 +37,9 @@ if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLA
 import llama_cpp
 
 from scheduler.backends.batched_calibration import Calibration
+from scheduler.backends.batched_engine import BatchedEngine
+from scheduler.backends.batched_job import Job
+from scheduler.backends.llama_library import LoadedModel
 from scheduler.backends.native_model import NativeSpec
 
 NUMBERS = range(24)
@@ -145,17 +150,62 @@ async def test_answers_do_not_depend_on_slots_order_or_neighbours(
 
 
 async def test_rows_that_do_not_agree_change_answers(
-    batched: Batched, model: Path, alone: dict[str, dict[int, str]], kept: Path, tmp_path: Path
+    batched: Batched, model: Path, alone: dict[str, dict[int, str]]
 ) -> None:
     info: BackendInfo = await (await batched(model, 8)).start()
     found = info.facts["calibration"]
     if found["rows"] == found["tried"]:
         pytest.skip("on this machine all row counts agree")
-    # The same engine, told that nothing agrees, takes as many rows as there are answers.
-    prepare(model, tmp_path, Calibration("ordered", (), (1, 2), 1))
-    backend = await batched(model, 3, cache_folder=tmp_path)
-    assert (await backend.start()).facts["calibration"]["level"] == "ordered"
-    assert await texts_of(backend, NUMBERS) != alone["Q4_K_M"]
+    # The same engine takes as many rows as there are answers.
+    loaded = LoadedModel(llama_cpp, NativeSpec(model, 2048, 1, 0))
+    engine = BatchedEngine(loaded, rows=(), grain=found["grain"], slots=3, sequences=7)
+    jobs = []
+    for n in NUMBERS:
+        request = mixed_request(n)
+        job = Job(request, request_seed(request))
+        job.prompt = engine.prompt(request.messages, None)
+        engine.submit(job)
+        jobs.append(job)
+    while engine.turn():
+        pass
+    texts = {n: job.result().text for n, job in enumerate(jobs)}
+    engine.close()
+    assert texts != alone["Q4_K_M"]
+    assert sum(texts[n] == alone["Q4_K_M"][n] for n in NUMBERS) > 0
+
+
+async def test_rows_of_one_are_steps_of_their_own(
+    batched: Batched, model: Path, tmp_path: Path
+) -> None:
+    prepare(model, tmp_path, Calibration("invariant", (1,), (1, 2), 1, None))
+    texts = []
+    for slots in (1, 6):
+        backend = await batched(model, slots, cache_folder=tmp_path)
+        texts.append(await texts_of(backend, NUMBERS[::2]))
+    assert texts[0] == texts[1]
+
+
+async def test_answers_reach_farther_than_the_rows_that_agree(
+    batched: Batched, model: Path, alone: dict[str, dict[int, str]], tmp_path: Path
+) -> None:
+    found = (await (await batched(model, 8)).start()).facts["calibration"]
+    fewest = next(rows for rows in found["rows"] if rows >= 8)
+    prepare(model, tmp_path, Calibration("invariant", (fewest,), (fewest,), 1, found["grain"]))
+    backend = await batched(model, fewest + 3, cache_folder=tmp_path)
+    assert await texts_of(backend, NUMBERS) == alone["Q4_K_M"]
+
+
+async def test_fixed_cuts_are_invariant_too(batched: Batched, model: Path, tmp_path: Path) -> None:
+    found = (await (await batched(model, 8)).start()).facts["calibration"]
+    texts = []
+    for slots in (1, 5):
+        rows = tuple(found["rows"])
+        prepare(model, tmp_path, Calibration("invariant", rows, tuple(found["tried"]), 1, None))
+        backend = await batched(model, slots, cache_folder=tmp_path)
+        facts = (await backend.start()).facts["calibration"]
+        assert (facts["grain"], facts["border_step"]) == (None, 32)
+        texts += [await texts_of(backend, NUMBERS[::3]), await texts_of(backend, NUMBERS[::3])]
+    assert texts[0] == texts[1] == texts[2] == texts[3]
 
 
 def prepare(model: Path, folder: Path, found: Calibration) -> None:
@@ -201,6 +251,30 @@ async def test_a_shared_prefix_is_read_once(batched: Batched, model: Path) -> No
         assert answer.prefill_ms is not None
         assert answer.decode_ms is not None
         assert min(answer.prefill_ms, answer.decode_ms) > 0
+
+
+async def test_what_questions_share_is_reused_from_one_that_is_being_answered(
+    batched: Batched, model: Path
+) -> None:
+    backend = await batched(model, 4)
+    grain = (await backend.start()).facts["calibration"]["grain"]
+    if grain is None:
+        pytest.skip("on this machine every cut changes bits")
+    world = "It is round 3, and the market is calm. " * 12
+    answers: dict[int, RawAnswer] = {}
+
+    async def ask(n: int) -> None:
+        messages = (Message("user", f"{world}You are agent_{n}: what now?"),)
+        request = Request(f"a{n}", messages, sampling=Sampling(0.8, 20), timeout_s=300)
+        answers[n] = await backend.generate(request, seed=n, slot=0)
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(4):
+            tasks.start_soon(ask, n)
+    first, *others = sorted(answer.usage.cached_tokens for answer in answers.values())
+    prompt_tokens = answers[0].usage.prompt_tokens
+    assert first == 0
+    assert all(prompt_tokens - 24 - 2 * grain < cached < prompt_tokens for cached in others)
 
 
 def fresh_process(model: Path, kept: Path, slots: int) -> dict[str, Any]:
@@ -272,7 +346,7 @@ async def test_auto_takes_the_batched_engine_and_a_moderate_number_of_slots(
 async def test_auto_takes_the_locked_engine_where_nothing_agrees(
     batched: Batched, model: Path, tmp_path: Path
 ) -> None:
-    prepare(model, tmp_path, Calibration("ordered", (), (1, 2), 1))
+    prepare(model, tmp_path, Calibration("repeatable", (), (1, 2), 1))
     log = Log()
     backend = await batched(model, 4, engine="auto", cache_folder=tmp_path, log=log)
     info = await backend.start()
@@ -281,6 +355,24 @@ async def test_auto_takes_the_locked_engine_where_nothing_agrees(
     locked = await batched(model, 4, engine="locked")
     assert (await locked.start()).fingerprint == info.fingerprint
     assert (await backend.generate(fixed_request(1), seed=1, slot=0)).text
+
+
+async def test_where_nothing_agrees_one_is_answered_after_the_other(
+    batched: Batched, model: Path, tmp_path: Path
+) -> None:
+    prepare(model, tmp_path, Calibration("repeatable", (), (1, 2), 1))
+    backend = await batched(model, 4, cache_folder=tmp_path)
+    info = await backend.start()
+    assert (info.facts["engine"], info.slots, info.serial) == ("batched", 1, True)
+    assert info.facts["calibration"]["level"] == "repeatable"
+    assert follows_plan(info, slots=4)
+    texts = []
+    for _ in range(2):
+        async with Scheduler(backend, SchedulerConfig(slots=4)) as scheduler:
+            done = await scheduler.run_step([fixed_request(n) for n in range(8)])
+            assert scheduler.stats.max_in_flight == 1
+        texts.append([one.answers[0].text for one in done])
+    assert texts[0] == texts[1]
 
 
 class Log:
