@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sqlite3
@@ -20,6 +21,7 @@ from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
 from scheduler.errors import ConfigError, JournalError, RequestFailed
 from scheduler.journal import Journal, JournalDamaged, question_key
+from scheduler.journal_record import record_of
 from scheduler.seeds import request_seed
 from scheduler.types import Answer, FinishReason, Message, Outcome, Request, Usage
 from tests.doubles import NoLog, config
@@ -298,7 +300,27 @@ async def test_a_journal_that_holds_anything_else_is_refused(
 
 @pytest.mark.parametrize(
     "record",
-    ['{"outcome": "ok"}', "[1]", '"text"', "no JSON", '{"outcome": {}}', '{"outcome": "failed"}'],
+    [
+        *(
+            '{"outcome": "ok"}',
+            "[1]",
+            '"text"',
+            "no JSON",
+            '{"outcome": {}}',
+            '{"outcome": "failed"}',
+        ),
+        *(
+            json.dumps({**record_of(answer()), name: value})
+            for name, value in [
+                ("text", 7),
+                ("violation", None),
+                ("seed", "7"),
+                ("reask", True),
+                ("usage", {"prompt_tokens": 1, "other": 2}),
+                ("finish_reason", "tired"),
+            ]
+        ),
+    ],
 )
 async def test_a_record_of_another_shape_is_damage_and_not_a_crash(
     record: str, tmp_path: Path
@@ -411,6 +433,17 @@ async def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 # --- writing fails
+
+
+async def test_a_disk_without_room_for_a_new_journal_is_said(tmp_path: Path) -> None:
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = sqlite3.connect(*args, **options)
+        connection.execute("PRAGMA max_page_count = 1")
+        return connection
+
+    with pytest.raises(JournalError, match=r"disk is full. Make room .* --resume"):
+        await Journal(tmp_path / "j", connect=connect).open()
+    await written(tmp_path / "j")  # what that left is no obstacle once there is room
 
 
 def _change(path: Path, statement: str) -> None:
