@@ -91,12 +91,25 @@ def _set_model(params: Any, value: str) -> None:
     params.model.path = value
 
 
+def _set_batch_threads(params: Any, value: str) -> None:
+    params.cpuparams_batch.n_threads = int(value)
+
+
+def _set_of_threads(name: str) -> Callable[[Any, str], None]:
+    def apply(params: Any, value: str) -> None:
+        setattr(params.cpuparams, name, int(value))
+        setattr(params.cpuparams_batch, name, int(value))
+
+    return apply
+
+
 def _number(name: str) -> Callable[[Any, str], None]:
     return lambda params, value: setattr(params, name, int(value))
 
 
 # The wheel has no parser of its own for llama-server's flags; these are the ones that
-# `scheduler.server_command.server_flags` emits. Any other one is refused, as llama-server does.
+# `scheduler.server_command.server_flags` emits or a measurement adds. Any other one is refused,
+# as llama-server does.
 _WITH_VALUE: dict[str, Callable[[Any, str], None]] = {
     "--model": _set_model,
     "--alias": lambda params, value: setattr(params, "model_alias", [value]),
@@ -105,6 +118,12 @@ _WITH_VALUE: dict[str, Callable[[Any, str], None]] = {
     "--parallel": _number("n_parallel"),
     "--ctx-size": _number("n_ctx"),
     "--threads": _set_threads,
+    "--threads-batch": _set_batch_threads,
+    "--poll": _set_of_threads("poll"),
+    "--prio": _set_of_threads("priority"),
+    "--batch-size": _number("n_batch"),
+    "--ubatch-size": _number("n_ubatch"),
+    "--cache-reuse": _number("n_cache_reuse"),
     "--n-gpu-layers": _number("n_gpu_layers"),
     "--cache-ram": _number("cache_ram_mib"),
     "--flash-attn": _set_flash_attention,
@@ -115,7 +134,11 @@ _WITH_VALUE: dict[str, Callable[[Any, str], None]] = {
 _ACTIONS: dict[str, Callable[[Any], None]] = {"--ignore-eos": _ignore_eos}
 _SWITCHES: dict[str, tuple[str, bool]] = {
     "--no-kv-unified": ("kv_unified", False),
+    "--kv-unified": ("kv_unified", True),
+    "--cont-batching": ("cont_batching", True),
+    "--no-cont-batching": ("cont_batching", False),
     "--no-cache-idle-slots": ("cache_idle_slots", False),
+    "--cache-idle-slots": ("cache_idle_slots", True),
     "--slots": ("endpoint_slots", True),
     "--metrics": ("endpoint_metrics", True),
     "--jinja": ("use_jinja", True),
