@@ -35,7 +35,16 @@ class SchedulerConfig(Section):
 
     max_batch: Count = Field(16, description="Most requests ordered and handed over together.")
     slots: Literal["auto"] | Count = Field(
-        "auto", description="How many run at once, per backend; auto takes what the server has."
+        "auto",
+        description="How many run at once, per backend; auto takes what the server has. A managed "
+        "server has 4, on the CPU as many as the scenario's prompts have different prefixes, from "
+        "4 to 16, if that much memory is there.",
+    )
+    prefix_copies: Literal["auto"] | Count = Field(
+        "auto",
+        description="Most slots that hold the same prompt prefix; a slot stays free rather than "
+        "read one once more. auto: for a managed server on the CPU the slots divided by the "
+        "prefixes of the scenario, else no limit.",
     )
     on_failure: Literal["abort", "noop"] = Field(
         "abort", description="End the run when a request fails for good, or go on and count it."

@@ -7,10 +7,8 @@ its tenants: they take turns in the queue, and each starts its own requests.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -18,6 +16,7 @@ import anyio
 from scheduler.backends.base import Backend, BackendInfo, Placement, how_to_get_slots
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
+from scheduler.places import Places
 from scheduler.plan import Plan
 from scheduler.queue import FairQueue
 from scheduler.readiness import Readiness
@@ -97,13 +96,14 @@ class Lane:
         self.slots = _slots(name, config.slots, info)
         self.batches = 0
         self.queue: FairQueue[Tenant, Entry] = FairQueue(config.queue_limit, _tenant_of)
-        self._placement = backend if isinstance(backend, Placement) else None
         self._max_batch = config.max_batch
         self._plan: Plan[Entry] = Plan(request_of=_request_of)
         self._returning: deque[Entry] = deque()
-        self._free = list(range(self.slots))
-        self._warm: dict[int, str] = {}
-        self._resident: Counter[str] = Counter()
+        self._places = Places(
+            self.slots,
+            backend if isinstance(backend, Placement) else None,
+            copies=None if config.prefix_copies == "auto" else config.prefix_copies,
+        )
         self._held: Counter[Tenant] = Counter()
         self._windows: Counter[Tenant] = Counter()
 
@@ -117,7 +117,7 @@ class Lane:
     @property
     def in_flight(self) -> int:
         """How many slots are taken."""
-        return self.slots - len(self._free)
+        return self._places.taken
 
     def held_by(self, tenant: Tenant) -> int:
         """Return how many slots `tenant` has."""
@@ -147,34 +147,20 @@ class Lane:
             entry.tenant.start(self, entry)
 
     def assign(self) -> list[Entry]:
-        """Give each free slot its next request and return those, slots filled in.
+        """Give free slots their next requests and return those, slots filled in.
 
-        Requests that come back after a failed attempt go first, then the plan; a
-        new plan is made from the queue when the last one is used up.
+        Requests that come back after a failed attempt go first, then the plan; more is
+        planned from the queue when nothing of it can run now.
         """
         assigned: list[Entry] = []
-        kept: list[int] = []
-        while self._free:
-            slot = heapq.heappop(self._free)
-            if not self._has(slot):
-                kept.append(slot)
-                continue
-            entry = self._next_for(slot)
-            if entry is None:
-                kept.append(slot)
-                break
-            entry.slot = entry.last_slot = slot
-            self._held[entry.tenant] += 1
-            self._mark_warm(slot, entry.request.group)
+        while (entry := self._next()) is not None:
             assigned.append(entry)
-        for slot in kept:
-            heapq.heappush(self._free, slot)
         return assigned
 
     def release(self, entry: Entry) -> None:
         """Take the slot back from `entry`, or its place among those that return."""
         if entry.slot is not None:
-            heapq.heappush(self._free, entry.slot)
+            self._places.release(entry.slot)
             self._held[entry.tenant] -= 1
             entry.slot = None
         elif entry in self._returning:
@@ -188,35 +174,35 @@ class Lane:
         """Forget an entry that never had a slot; return whether it was waiting here."""
         return self.queue.withdraw(entry) or self._plan.withdraw(entry)
 
-    def _has(self, slot: int) -> bool:
-        return self._placement is None or self._placement.has_slot(slot)
-
-    def _next_for(self, slot: int) -> Entry | None:
+    def _next(self) -> Entry | None:
+        """Put the next entry on a slot and return it; None if none can run now."""
+        if not self._places.usable():
+            return None
         if self._returning:
-            return self._returning.popleft()
-        if not self._plan:
-            window = self.queue.take(self._max_batch)
-            if not window:
+            entry = self._returning.popleft()
+            return self._put(entry, self._places.choose_for(entry.request.group))
+        choice = self._places.choose(self._plan.waiting)
+        while choice is None:
+            # What is planned, if anything, waits for slots that are busy; others need not.
+            if not self._plan_more():
                 return None
-            self._plan = Plan(window, request_of=_request_of)
+            choice = self._places.choose(self._plan.waiting)
+        slot, group = choice
+        return self._put(self._plan.take(group), slot)
+
+    def _plan_more(self) -> bool:
+        window = self.queue.take(self._max_batch)
+        if window:
+            self._plan.add(window)
             self.batches += 1
             self._windows.update({entry.tenant for entry in window})
-        if self._placement is None:
-            return self._plan.take(self._warm.get(slot), self._resident)
-        return self._plan.take(
-            self._warm.get(slot), self._resident, partial(self._placement.is_home, slot)
-        )
+        return bool(window)
 
-    def _mark_warm(self, slot: int, group: str) -> None:
-        before = self._warm.get(slot)
-        if before == group:
-            return
-        if before is not None:
-            self._resident[before] -= 1
-            if not self._resident[before]:
-                del self._resident[before]
-        self._warm[slot] = group
-        self._resident[group] += 1
+    def _put(self, entry: Entry, slot: int) -> Entry:
+        self._places.take(slot, entry.request.group)
+        self._held[entry.tenant] += 1
+        entry.slot = entry.last_slot = slot
+        return entry
 
 
 def _slots(name: str, configured: int | str, info: BackendInfo) -> int:

@@ -1,16 +1,15 @@
-"""The pure decision: which waiting request runs next on a slot.
+"""The pure decision: in which order waiting requests run.
 
-A plan is made from one window (at most `max_batch` requests, in order of
-arrival) and used up before the next one is made, so nobody waits longer than
-one window. Inside it, requests with a common prompt prefix stay together, since
-a slot that has just read the prefix need not read it again, and the longest work
+Requests are planned in windows (at most `max_batch`, in order of arrival), the next one when
+nothing of the last can run now. Requests with a common prompt prefix stay together, since a
+slot that has just read the prefix need not read it again (`places.py`), and the longest work
 starts first, since what starts last ends last. No clock, no I/O, no randomness.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from scheduler.types import Request
@@ -31,70 +30,55 @@ def cost(request: Request) -> int:
 
 
 class Plan(Generic[T]):
-    """One window of requests, ordered, from which slots take.
+    """Requests in groups of one prompt prefix, ordered, from which slots take.
 
     Args:
-        window: What is planned, in order of arrival.
+        window: What is planned first, in order of arrival.
         request_of: The request behind an item.
     """
 
     def __init__(self, window: Iterable[T] = (), *, request_of: Callable[[T], Request]) -> None:
         self._request_of = request_of
-        grouped: dict[str, list[T]] = {}
-        for item in window:
-            grouped.setdefault(request_of(item).group, []).append(item)
-
-        def work(items: list[T]) -> int:
-            return sum(cost(request_of(item)) for item in items)
-
-        self._groups: dict[str, deque[T]] = {
-            name: deque(sorted(items, key=lambda item: -cost(request_of(item))))
-            for name, items in sorted(grouped.items(), key=lambda entry: -work(entry[1]))
-        }
-        self._size = sum(len(items) for items in self._groups.values())
+        self._groups: dict[str, deque[T]] = {}
+        self._waiting: dict[str, int] = {}
+        self._size = 0
+        self.add(window)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name[:6]}:{len(items)}" for name, items in self._groups.items())
+        sizes = ", ".join(f"{name[:6]}:{count}" for name, count in self._waiting.items())
         return f"<Plan {self._size} in [{sizes}]>"
 
     def __len__(self) -> int:
         return self._size
 
-    def take(
-        self,
-        warm: str | None,
-        resident: Container[str],
-        at_home: Callable[[str], bool] | None = None,
-    ) -> T:
-        """Remove and return the item that a free slot should run.
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """How many items each group has, those of a window with more work first."""
+        return self._waiting
 
-        Args:
-            warm: The group whose prefix the slot has read last, if any.
-            resident: The groups that some slot has read last.
-            at_home: Whether a group belongs where the slot is; None if places do not matter.
+    def add(self, window: Iterable[T]) -> None:
+        """Plan a window, in order of arrival; what is planned already comes before it."""
+        grouped: dict[str, list[T]] = {}
+        for item in window:
+            grouped.setdefault(self._request_of(item).group, []).append(item)
 
-        Returns:
-            An item of the warm group; else of the first group that no slot
-            holds, so that slots share the groups out; else of the first group.
-            Groups that belong elsewhere come after all that belong here.
+        def work(items: list[T]) -> int:
+            return sum(cost(self._request_of(item)) for item in items)
+
+        for name, items in sorted(grouped.items(), key=lambda entry: -work(entry[1])):
+            longest_first = sorted(items, key=lambda item: -cost(self._request_of(item)))
+            self._groups.setdefault(name, deque()).extend(longest_first)
+            self._waiting[name] = len(self._groups[name])
+            self._size += len(items)
+
+    def take(self, group: str) -> T:
+        """Remove and return the item of `group` that should run next.
 
         Raises:
-            LookupError: The plan is used up.
+            LookupError: There is none of that group.
         """
-        if not self._groups:
-            raise LookupError("the plan is used up")
-        here: Collection[str] = self._groups
-        if at_home is not None:
-            here = [name for name in self._groups if at_home(name)] or here
-        if warm is not None and warm in here:
-            name = warm
-        else:
-            name = next((name for name in here if name not in resident), next(iter(here)))
-        items = self._groups[name]
-        item = items.popleft()
-        if not items:
-            del self._groups[name]
-        self._size -= 1
+        item = self._groups[group].popleft()
+        self._count_down(group)
         return item
 
     def withdraw(self, item: T) -> bool:
@@ -104,7 +88,11 @@ class Plan(Generic[T]):
         if items is None or item not in items:
             return False
         items.remove(item)
-        if not items:
-            del self._groups[name]
-        self._size -= 1
+        self._count_down(name)
         return True
+
+    def _count_down(self, group: str) -> None:
+        self._size -= 1
+        self._waiting[group] -= 1
+        if not self._waiting[group]:
+            del self._groups[group], self._waiting[group]

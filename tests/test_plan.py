@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,33 +36,32 @@ def asked(agent: int, group: str, max_tokens: int = 10) -> Request:
 
 
 def all_of(plan: Plan[Request]) -> list[str]:
-    return [plan.take(None, ()).agent_id[-1] for _ in range(len(plan))]
+    return [plan.take(next(iter(plan.waiting))).agent_id[-1] for _ in range(len(plan))]
 
 
-@given(
-    WINDOW,
-    st.lists(st.tuples(st.sampled_from([None, "a", "b", "x"]), st.sets(st.sampled_from("abc")))),
-)
+@given(WINDOW, WINDOW, st.data())
 def test_each_item_is_taken_once(
-    window: list[Request], slots: list[tuple[str | None, set[str]]]
+    first: list[Request], second: list[Request], data: st.DataObject
 ) -> None:
-    plan = plan_of(window)
-    taken = []
-    for i in range(len(window)):
-        assert len(plan) == len(window) - i
-        warm, resident = slots[i % len(slots)] if slots else (None, set())
-        left = [request for request in window if request not in taken]
-        item = plan.take(warm, resident)
-        if warm in {request.group for request in left}:
-            assert item.group == warm
-        elif {request.group for request in left} - resident:
-            assert item.group not in resident
-        group = [request for request in left if request.group == item.group]
-        assert cost(item) == max(cost(request) for request in group)
-        assert item == next(request for request in group if cost(request) == cost(item))
-        taken.append(item)
-    with pytest.raises(LookupError, match="used up"):
-        plan.take(None, ())
+    plan = plan_of(first)
+    later = [replace(request, ordinal=1) for request in second]
+    more_at = data.draw(st.integers(0, len(first)))
+    left: list[Request] = list(first)
+    while left:
+        if len(first) - len(left) == more_at and later:
+            plan.add(later)
+            left, later = left + later, []
+        assert len(plan) == len(left)
+        assert plan.waiting == Counter(request.group for request in left)
+        group = data.draw(st.sampled_from(sorted(plan.waiting)))
+        item = plan.take(group)
+        window = [r for r in left if r.group == group]
+        window = [r for r in window if r.ordinal == min(one.ordinal for one in window)]
+        assert item == next(r for r in window if cost(r) == max(map(cost, window)))
+        left.remove(item)
+    assert len(plan) == 0
+    with pytest.raises(LookupError):
+        plan.take("a")
 
 
 @given(WINDOW, st.data())
@@ -69,7 +71,7 @@ def test_withdrawn_items_are_gone(window: list[Request], data: st.DataObject) ->
     for request in gone:
         assert plan.withdraw(request)
         assert not plan.withdraw(request)
-    left = {plan.take(None, ()).agent_id for _ in range(len(plan))}
+    left = {plan.take(next(iter(plan.waiting))).agent_id for _ in range(len(plan))}
     assert left == {r.agent_id for r in window} - {r.agent_id for r in gone}
 
 
@@ -88,11 +90,11 @@ def test_equal_work_keeps_the_order_of_arrival() -> None:
     assert all_of(plan_of([asked(i, "ba"[i % 2]) for i in range(6)])) == list("024135")
 
 
-def test_slots_share_the_groups_out() -> None:
-    plan = plan_of([asked(0, "a", 99), asked(1, "b"), asked(2, "a", 98)])
-    assert plan.take("z", {"z"}).group == "a"
-    assert plan.take("y", {"y", "a"}).group == "b"
-    assert plan.take("b", {"a", "b"}).group == "a"
+def test_what_is_planned_already_comes_before_a_later_window() -> None:
+    plan = plan_of([asked(0, "a"), asked(1, "b")])
+    plan.add([asked(2, "c", 500), asked(3, "a", 500)])
+    assert repr(plan) == "<Plan 4 in [a:2, b:1, c:1]>"
+    assert all_of(plan) == ["0", "3", "1", "2"]
 
 
 def test_withdrawing_a_stranger_changes_nothing() -> None:
