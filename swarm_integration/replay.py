@@ -282,7 +282,7 @@ def _recorded(manifest: Mapping[str, Any], config: InferenceConfig, journal: Jou
         full_ids=config.actions.full_ids,
     )
     fleet = Fleet(backends, services, names_must_match=False)
-    return Started(fleet, {}, instructions, journal)
+    return Started(fleet, {}, instructions, journal, config.scheduler)
 
 
 def _check_versions(before: Mapping[str, Any], repairs: Sequence[str]) -> None:

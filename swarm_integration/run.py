@@ -142,7 +142,7 @@ class Run:
         started = time.monotonic()
         async with Scheduler(
             self._started.fleet.backends,
-            self._options.config.scheduler,
+            self._started.scheduler,
             log=self.directory.log,
             journal=self._started.journal,
         ) as scheduler:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.backends.base import Backend, BackendInfo
+from scheduler.config import SchedulerConfig
 from scheduler.errors import AttemptError, BackendUnavailable, ConfigError, ServerError
 from scheduler.journal import Journal
 from scheduler.restarts import Restarts
@@ -19,14 +20,12 @@ from scheduler.server_command import default_threads
 from swarm_integration.config import InferenceConfig
 from swarm_integration.errors import FitnessError
 from swarm_integration.fitness import check_fitness, estimated_context
+from swarm_integration.managed import managed_slots, with_prefix_copies
 from swarm_integration.quoting import quotes
 from swarm_integration.rundir import JOURNAL, SERVER_LOG, RunDirectory
 from swarm_integration.scenario import Rehearsal
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import Fleet, muster
-
-DEFAULT_MANAGED_SLOTS = 4
-"""Slots of a managed server when `scheduler.slots` is `auto`."""
 
 
 @dataclass(slots=True)
@@ -58,12 +57,14 @@ class Started:
         journal: Where answers are kept.
         certified: What is known of the backends' arithmetic, by name; see `quoting.py`.
         restarts: Starts the run's own server again, None without one.
+        scheduler: The scheduler's settings, with what follows from the run's own server.
     """
 
     fleet: Fleet
     infos: dict[str, BackendInfo]
     instructions: Instructions
     journal: Journal
+    scheduler: SchedulerConfig
     certified: dict[str, dict[str, Any]] = field(default_factory=dict)
     restarts: Restarts | None = None
 
@@ -103,7 +104,8 @@ async def start(
     infos = {name: await backend.start() for name, backend in fleet.backends.items()}
     parts.journal = await _open_journal(config, directory)
     certified = quotes(infos, parts.server, config, directory.path)
-    return Started(fleet, infos, instructions, parts.journal, certified, restarts)
+    scheduler = with_prefix_copies(config, rehearsal, parts.server)
+    return Started(fleet, infos, instructions, parts.journal, scheduler, certified, restarts)
 
 
 async def _open_journal(config: InferenceConfig, directory: RunDirectory) -> Journal:
@@ -129,7 +131,7 @@ async def _start_server(
     if not config.backend.managed or not rehearsal.blocks:
         return None
     server = ManagedServer(
-        server_spec(config, _context(config, rehearsal)),
+        server_spec(config, _context(config, rehearsal), rehearsal),
         log_path=directory.path / SERVER_LOG,
         start_timeout_s=config.backend.ready_timeout_s,
     )
@@ -138,22 +140,25 @@ async def _start_server(
     return server
 
 
-def server_spec(config: InferenceConfig, context: int) -> ServerSpec:
+def server_spec(
+    config: InferenceConfig, context: int, rehearsal: Rehearsal | None = None
+) -> ServerSpec:
     """Return what a managed server is to run.
 
     Args:
         config: The effective configuration, with `backend.managed`.
         context: Tokens per slot.
+        rehearsal: The scenario that it is to serve, if there is one.
 
     Raises:
         ConfigError: No model is named.
     """
-    backend, slots = config.backend, config.scheduler.slots
+    backend = config.backend
     if backend.model_path is None:
         raise ConfigError("backend.managed needs backend.model_path, the GGUF file to serve")
     return ServerSpec(
         model_path=backend.model_path,
-        slots=DEFAULT_MANAGED_SLOTS if slots == "auto" else slots,
+        slots=managed_slots(config, rehearsal, context),
         ctx_per_slot=context,
         threads=backend.threads or default_threads(),
         n_gpu_layers=backend.n_gpu_layers,

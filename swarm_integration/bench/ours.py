@@ -17,12 +17,13 @@ from scheduler.server import ManagedServer
 from scheduler.types import Message, Request, Sampling
 from swarm_integration.bench.builds import Build, inproc_build
 from swarm_integration.bench.library import NativeClock, endless
-from swarm_integration.bench.servers import ServerView, config_of, server_of
+from swarm_integration.bench.servers import ServerView, config_of, rehearsal_of, server_of
 from swarm_integration.bench.turns import TIMEOUT_S, WARM_UP, Served, Turn
 from swarm_integration.bench.usage import cpu, peak_bytes
 from swarm_integration.bench.workload import Question, Workload
+from swarm_integration.managed import with_prefix_copies
 from swarm_integration.rundir import JOURNAL, LOG, SERVER_LOG
-from swarm_integration.scenario import rehearse
+from swarm_integration.scenario import Rehearsal
 from swarm_integration.services import Fleet, muster
 
 
@@ -34,7 +35,7 @@ async def serve_ours(turn: Turn, workload: Workload) -> Served:
             return await _serve(turn, workload, None, meter, stack)
         server = await stack.enter_async_context(server_of(turn, workload))
         view = stack.enter_context(ServerView(server, Path(turn.folder) / SERVER_LOG))
-        return await _serve(turn, workload, server.base_url, _ServerMeter(server, view), stack)
+        return await _serve(turn, workload, server, _ServerMeter(server, view), stack)
 
 
 class _Meter(Protocol):
@@ -93,15 +94,20 @@ class _LibraryMeter:
 
 
 async def _serve(
-    turn: Turn, workload: Workload, url: str | None, meter: _Meter, stack: AsyncExitStack
+    turn: Turn,
+    workload: Workload,
+    server: ManagedServer | None,
+    meter: _Meter,
+    stack: AsyncExitStack,
 ) -> Served:
-    folder, config = Path(turn.folder), config_of(turn)
-    fleet, log = _mustered(turn, workload, url, stack)
+    folder, rehearsal = Path(turn.folder), rehearsal_of(turn, workload)
+    fleet, log = _mustered(turn, workload, rehearsal, server, stack)
+    settings = with_prefix_copies(config_of(turn), rehearsal, server)
     for each in fleet.backends.values():
         await stack.enter_async_context(aclosing(each))
     journal = await stack.enter_async_context(aclosing(Journal(folder / JOURNAL, log=log)))
     await journal.open()
-    async with Scheduler(fleet.backends, config.scheduler, log=log, journal=journal) as scheduler:
+    async with Scheduler(fleet.backends, settings, log=log, journal=journal) as scheduler:
         await meter.warm_up(fleet.backends.values())
         rounds = [[_request(fleet, question) for question in one] for one in workload.rounds]
         before, used = meter.read(), cpu(meter.pid)
@@ -131,18 +137,20 @@ async def _serve(
 
 
 def _mustered(
-    turn: Turn, workload: Workload, url: str | None, stack: AsyncExitStack
+    turn: Turn,
+    workload: Workload,
+    rehearsal: Rehearsal,
+    server: ManagedServer | None,
+    stack: AsyncExitStack,
 ) -> tuple[Fleet, EventLog]:
     """Return the backends that a run of the workload's scenario would have, and its log."""
     folder, config = Path(turn.folder), config_of(turn)
-    scenario = folder / "scenario.yaml"
-    scenario.write_text(workload.scenario, encoding="utf-8")
     log_file = stack.enter_context((folder / LOG).open("w", encoding="utf-8"))
     log = open_run_log(log_file, run=folder.name)
     fleet = muster(
-        rehearse(scenario, {}),
+        rehearsal,
         config.backend,
-        managed_url=url,
+        managed_url=None if server is None else server.base_url,
         context=workload.context,
         slots=config.scheduler.slots,
         log=log,

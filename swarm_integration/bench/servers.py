@@ -19,6 +19,7 @@ from swarm_integration.bench.turns import TIMEOUT_S, WARM_UP, Turn
 from swarm_integration.bench.workload import Workload
 from swarm_integration.config import InferenceConfig
 from swarm_integration.rundir import SERVER_LOG
+from swarm_integration.scenario import Rehearsal, rehearse
 from swarm_integration.startup import server_spec
 
 IGNORE_EOS = "--ignore-eos"
@@ -57,12 +58,21 @@ def config_of(turn: Turn) -> InferenceConfig:
     return InferenceConfig.model_validate({"backend": backend, "scheduler": {"slots": slots}})
 
 
+def rehearsal_of(turn: Turn, workload: Workload) -> Rehearsal:
+    """Return what a run of the workload's scenario knows before it starts."""
+    scenario = Path(turn.folder) / "scenario.yaml"
+    scenario.write_text(workload.scenario, encoding="utf-8")
+    return rehearse(scenario, {})
+
+
 def server_of(turn: Turn, workload: Workload) -> ManagedServer:
     """Return the server of a turn, not started."""
+    ours = turn.part in {"e", "rates-server"}
+    rehearsal = rehearsal_of(turn, workload) if ours else None
     return ManagedServer(
-        server_spec(config_of(turn), workload.context),
+        server_spec(config_of(turn), workload.context, rehearsal),
         log_path=Path(turn.folder) / SERVER_LOG,
-        flags=our_flags if turn.part in {"e", "rates-server"} else plain_flags,
+        flags=our_flags if ours else plain_flags,
     )
 
 

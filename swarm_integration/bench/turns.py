@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scheduler.backends.llama_batched import Slots
+from scheduler.backends.llama_opening import Slots
 from scheduler.errors import SchedulerError
 from swarm_integration.bench.oracle import Oracle
 

@@ -27,8 +27,8 @@ from swarm_integration.doctor.servers import (
 )
 from swarm_integration.files import project_file
 from swarm_integration.fitness import estimated_context
+from swarm_integration.managed import DEFAULT_MANAGED_SLOTS, managed_slots
 from swarm_integration.scenario import Rehearsal, load_scenario, rehearse
-from swarm_integration.startup import DEFAULT_MANAGED_SLOTS
 
 SAMPLE_SCENARIO = "scenarios/llm_batch_12.yaml"
 SERVE_CONTEXT = 4096
@@ -122,7 +122,7 @@ class Case:
         uses: list[ModelUse] = []
         if backend.managed and backend.model_path is not None:
             invariant = self.config.determinism.server_profile == "invariant"
-            many = DEFAULT_MANAGED_SLOTS if slots == "auto" else slots
+            many = managed_slots(self.config, self.chosen, self.context or SERVE_CONTEXT)
             uses.append(
                 ModelUse(backend.model_path, many, self.context, backend.n_gpu_layers, invariant)
             )
