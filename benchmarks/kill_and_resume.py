@@ -131,6 +131,7 @@ def answers_in(run: Path) -> int:
 def kill_at(trial: Trial, arguments: Sequence[str], run: Path, draw: random.Random) -> bool:
     """Kill a command at the moment that is asked for; return whether it still ran."""
     wanted = answers_in(run) + draw.randrange(trial.questions // 2)
+    earlier = len(_servers(run))
     pause_s = 0.02 * draw.random()
     with subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -138,7 +139,10 @@ def kill_at(trial: Trial, arguments: Sequence[str], run: Path, draw: random.Rand
         try:
             _wait(process, run, lambda: run.exists() and answers_in(run) >= wanted)
             if trial.at == "restart":
-                _kill_server(run)
+                _wait(process, run, lambda: len(_servers(run)) > earlier)
+                for pid in _servers(run)[earlier:][-1:]:  # never one whose number is another's by now
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 pause_s = draw.choice([0.02, 1.0, 2.0]) * draw.random()
             elif trial.at == "journal":
                 grown = _size(run / "journal.sqlite3-wal")
@@ -171,11 +175,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _kill_server(run: Path) -> None:
-    """Kill the server that a run has started last."""
-    pids = [event["pid"] for event in _events(run) if event["event"] in _SERVER_EVENTS]
-    with suppress(ProcessLookupError):
-        os.kill(pids[-1], signal.SIGKILL)
+def _servers(run: Path) -> list[int]:
+    """Return the process ids of the servers that a run has started, in order."""
+    if not (run / "inference.jsonl").exists():
+        return []
+    return [event["pid"] for event in _events(run) if event["event"] in _SERVER_EVENTS]
 
 
 def servers_of(trial: Trial) -> int:
