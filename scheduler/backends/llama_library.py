@@ -127,7 +127,7 @@ class LoadedModel:
         self.vocabulary_size = int(lib.llama_vocab_n_tokens(self._vocab))
         self.reader = PromptReader(lib, self._pointer, self._vocab)
         self._grammars = Grammars(lib, self._vocab)
-        self.scores = Scores(lib, self.vocabulary_size)
+        self.scores = Scores(lib, self._vocab, self.vocabulary_size)
 
 
 class Context:

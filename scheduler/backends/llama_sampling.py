@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scheduler.backends.gbnf import UnknownKeywordError, grammar_of
+from scheduler.backends.llama_masking import Beginnings
 from scheduler.backends.native_model import PENALTY_TOKENS
 from scheduler.errors import RequestRejected
 from scheduler.types import OutputSchema, Sampling
@@ -88,11 +89,13 @@ class Scores:
 
     Args:
         lib: The module `llama_cpp`.
+        vocab: The model's vocabulary.
         vocabulary_size: How many scores a row has.
     """
 
-    def __init__(self, lib: Any, vocabulary_size: int) -> None:
+    def __init__(self, lib: Any, vocab: Any, vocabulary_size: int) -> None:
         self._lib = lib
+        self._beginnings = Beginnings(lib, vocab, vocabulary_size)
         kind = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
         self._entries = np.zeros(vocabulary_size, dtype=kind)
         self._alone = np.zeros(1, dtype=kind)
@@ -111,6 +114,28 @@ class Scores:
         array = self._array(self._entries)
         for sampler in samplers:
             self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def draw_held(self, context: Any, row: int, grammar: Any, chain: Any) -> int:
+        """Return the token that `chain` chooses among those that `grammar` allows.
+
+        As `draw` with both, which asks the grammar about every token and takes longer.
+
+        Returns:
+            The token, or -1 if none is allowed.
+        """
+        logits = self._lib.llama_get_logits_ith(context, row)
+        ids = self._beginnings.possible(grammar)
+        if not len(ids):
+            return -1
+        entries = self._entries[: len(ids)]
+        entries["id"] = ids
+        entries["logit"] = np.ctypeslib.as_array(logits, self._ids.shape)[ids]
+        array = self._array(entries)
+        self._lib.llama_sampler_apply(grammar, ctypes.byref(array))
+        if not np.isfinite(entries["logit"]).any():
+            return -1
+        self._lib.llama_sampler_apply(chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
     def allows(self, grammar: Any, token: int) -> bool:
@@ -172,8 +197,8 @@ class TokenPicker:
         token = self._scores.draw(context, row, [self._chain])
         # Masking the whole vocabulary is slow, and mostly the first draw is allowed.
         if not self._scores.allows(self._grammar, token):
-            token = self._scores.draw(context, row, [self._grammar, self._chain])
-            if not self._scores.allows(self._grammar, token):
+            token = self._scores.draw_held(context, row, self._grammar, self._chain)
+            if token < 0:
                 return -1
         self._lib.llama_sampler_accept(self._grammar, token)
         self._lib.llama_sampler_accept(self._chain, token)
