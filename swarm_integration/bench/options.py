@@ -117,7 +117,7 @@ def _add_options(workload: argparse.ArgumentParser) -> None:
     workload.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file to measure with")
     workload.add_argument(
         "--preset", default=default.preset, metavar="NAME",
-        help="the model that is written to models/ and used without --model: bench (113 million "
+        help="the model that is written to models/ and used without --model: bench (126 million "
         "parameters) or demo (5 million); Q4_K_M where llama-cpp-python is installed "
         "(default: bench)",
     )  # fmt: skip
