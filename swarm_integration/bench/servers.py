@@ -66,11 +66,10 @@ def rehearsal_of(turn: Turn, workload: Workload) -> Rehearsal:
 
 
 def server_of(turn: Turn, workload: Workload) -> ManagedServer:
-    """Return the server of a turn, not started."""
+    """Return the server of a turn, not started; all have as many slots as ours."""
     ours = turn.part in {"e", "rates-server"}
-    rehearsal = rehearsal_of(turn, workload) if ours else None
     return ManagedServer(
-        server_spec(config_of(turn), workload.context, rehearsal),
+        server_spec(config_of(turn), workload.context, rehearsal_of(turn, workload)),
         log_path=Path(turn.folder) / SERVER_LOG,
         flags=our_flags if ours else plain_flags,
     )

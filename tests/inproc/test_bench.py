@@ -20,6 +20,7 @@ for module in ("llama_cpp", "swarm", "xllamacpp"):
     if importlib.util.find_spec(module) is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
         pytest.skip(f"{module} is not installed", allow_module_level=True)
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["--preset", "demo", "--agents", "4", "--steps", "1", "--rounds", "1", "--threads", "1"]
 
 
@@ -28,6 +29,8 @@ def own_directory(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
     monkeypatch.setenv("LOCALAPPDATA", str(kept))
+    # Each way is a process of its own; let it find this code and no other that is installed.
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 @pytest.mark.timeout(900)
