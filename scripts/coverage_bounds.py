@@ -19,6 +19,7 @@ from typing import Any
 WHOLE = (
     "scheduler/queue*.py",
     "scheduler/plan*.py",
+    "scheduler/places.py",
     "scheduler/engine*.py",
     "scheduler/step.py",
     "scheduler/lane.py",

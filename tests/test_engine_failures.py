@@ -11,6 +11,7 @@ from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
 from scheduler.errors import (
     AttemptError,
+    ConnectionFailed,
     MalformedAnswer,
     RequestRejected,
     RetryBudgetExhausted,
@@ -19,7 +20,7 @@ from scheduler.errors import (
     ServerFault,
     StepAborted,
 )
-from scheduler.types import Request
+from scheduler.types import OutputSchema, Request
 from tests.doubles import TracingBackend, always, config, random_delays
 from tests.questions import names, names_of, question, questions
 
@@ -47,6 +48,24 @@ async def test_abort_finishes_what_is_in_flight_and_withdraws_the_rest() -> None
         "step were answered. To go on when a request fails for good, set scheduler.on_failure to "
         "noop"
     )
+
+
+async def test_in_an_aborted_step_nobody_waits_for_a_backend_that_is_gone() -> None:
+    """One request ends the step, one loses the backend, one would then be asked again."""
+    ends = {"agent-000": 1.0, "agent-001": 2.0, "agent-002": 3.0}
+    faults = {"agent-000": RequestRejected("refused"), "agent-001": ConnectionFailed("gone")}
+    backend = TracingBackend(
+        slots=3,
+        delay=lambda r, _: ends[r.agent_id],
+        fault=lambda r, _: faults.get(r.agent_id),
+    )
+    never_valid = OutputSchema("z", {"type": "string", "pattern": "^z$"})
+    async with Scheduler(backend) as scheduler:
+        with pytest.raises(StepAborted, match=r"agent-000 .* refused"):
+            await scheduler.run_step(questions(3, schema=never_valid))
+        assert scheduler.idle
+        assert anyio.current_time() == pytest.approx(3.0)
+    assert (backend.calls, backend.waits_for_ready) == (3, 0)
 
 
 async def test_abort_names_the_failures_in_the_order_of_the_requests() -> None:
