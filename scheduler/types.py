@@ -40,10 +40,18 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message; `role` is `system`, `user` or `assistant`."""
+    """One chat message.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        content: Its text.
+        shared_chars: How many characters at its start stand in other prompts too, as far as the
+            caller knows: where an engine may cut what it keeps. No part of what is asked.
+    """
 
     role: str
     content: str
+    shared_chars: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         try:

@@ -175,6 +175,16 @@ def test_the_last_chunk_of_a_known_prompt_is_read_again(count: int, reused: int)
     assert GRAINED.reusable(held, text_of(*range(count))) == reused
 
 
+@pytest.mark.parametrize("cuts", [GRAINED, Fixed()], ids=["grained", "fixed"])
+def test_what_is_said_to_be_shared_is_kept_and_reused(cuts: Cuts) -> None:
+    """A system message of 70 tokens and a world that ends at token 300, then what is one's own."""
+    held = cuts.text(range(420), 70, (33, 300))
+    wanted = cuts.text([*range(300), *range(9000, 9150)], 70, (33, 300))
+    assert held.border == wanted.border == cuts.reusable(held, wanted) > 280
+    assert cuts.reusable(held.first(held.border), wanted) == held.border
+    assert cuts.text(range(420), 70).border < 80
+
+
 @given(st.integers(1, 900), st.integers(0, 900), st.integers(0, 900), st.integers(0, 900))
 def test_fixed_cuts_are_the_same_whatever_is_held(
     count: int, system: int, common: int, other_system: int

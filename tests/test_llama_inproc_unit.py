@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 import threading
@@ -197,12 +198,25 @@ def test_the_header_tells_how_many_tokens_there_are(model: Path) -> None:
 
 def test_chunks_are_the_prompt_and_none_is_too_long() -> None:
     tokens = list(range(1203))
-    for system in (0, 1, 31, 32, 33, 255, 256, 257, 501, 640, 1202, 1203, 5000):
-        chunks = cut(tokens, system)
+    ends = (0, 1, 31, 32, 33, 255, 256, 257, 501, 640, 1202, 1203, 5000)
+    for system, *shared in [*((end,) for end in ends), *itertools.permutations(ends, 3)]:
+        chunks = cut(tokens, system, shared)
         assert [token for chunk in chunks for token in chunk] == tokens
         assert max(map(len, chunks)) <= CHUNK_TOKENS
-        border = min(system, len(tokens) - 1) // BORDER_STEP * BORDER_STEP
-        assert border in {sum(map(len, chunks[:n])) for n in range(len(chunks))}
+        assert min(map(len, chunks)) > 0
+        found = {sum(map(len, chunks[:n])) for n in range(len(chunks))}
+        for end in (system, *shared):
+            assert min(end, len(tokens) - 1) // BORDER_STEP * BORDER_STEP in found
+
+
+def test_chunks_before_a_border_do_not_depend_on_what_comes_after() -> None:
+    tokens = list(range(900))
+    for border in (96, 256, 320, 736):
+        chunks = cut(tokens, 64, (border,))
+        other = cut([*tokens[: border + 9], *range(5000, 5400)], 64, (border,))
+        count = next(n for n in range(9) if sum(map(len, chunks[:n])) == border)
+        assert chunks[:count] == other[:count]
+        assert chunks[count:] != other[count:]
 
 
 def test_one_token_is_one_chunk() -> None:

@@ -49,12 +49,13 @@ NOTHING = Text(np.empty(0, dtype=np.int32))
 class Cuts(Protocol):
     """How prompts are cut."""
 
-    def text(self, tokens: Sequence[int], system_tokens: int) -> Text:
+    def text(self, tokens: Sequence[int], system_tokens: int, shared: Sequence[int] = ()) -> Text:
         """Return a prompt with its cuts.
 
         Args:
             tokens: The whole prompt, one token or more.
             system_tokens: How many at its start belong to the system message.
+            shared: Where other beginnings end that prompts may share.
         """
         ...
 
@@ -80,10 +81,11 @@ class Grained:
 
     grain: int
 
-    def text(self, tokens: Sequence[int], system_tokens: int) -> Text:
+    def text(self, tokens: Sequence[int], system_tokens: int, shared: Sequence[int] = ()) -> Text:
         """Return a prompt; where it is cut is decided when it is read."""
         array = np.array(tokens, dtype=np.int32)
-        return Text(array, border=min(self._down(system_tokens), self._last(len(array))))
+        border = self._down(max((system_tokens, *shared)))
+        return Text(array, border=min(border, self._last(len(array))))
 
     def end(self, text: Text, start: int) -> int:
         """Return where the next of the fewest chunks ends, which are about equally long."""
@@ -110,13 +112,13 @@ class Grained:
 class Fixed:
     """Cuts that follow from each prompt's own tokens, as in `llama_prefix.py`."""
 
-    def text(self, tokens: Sequence[int], system_tokens: int) -> Text:
+    def text(self, tokens: Sequence[int], system_tokens: int, shared: Sequence[int] = ()) -> Text:
         """Return a prompt with its cuts."""
         ends, end = [], 0
-        for chunk in cut(tokens, system_tokens):
+        for chunk in cut(tokens, system_tokens, shared):
             end += len(chunk)
             ends.append(end)
-        border = border_of(tokens, system_tokens)
+        border = border_of(tokens, max((system_tokens, *shared)))
         return Text(np.array(tokens, dtype=np.int32), tuple(ends), border)
 
     def end(self, text: Text, start: int) -> int:

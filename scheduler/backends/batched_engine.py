@@ -177,7 +177,8 @@ class BatchedEngine:
             except AttemptError as exc:
                 job.settle(exc)
                 continue
-            text = self._cuts.text(job.prompt.tokens, job.prompt.system_tokens)
+            prompt = job.prompt
+            text = self._cuts.text(prompt.tokens, prompt.system_tokens, prompt.shared)
             sequence = self._sequences.place(text)
             self._reading = _Answer(
                 job, writer, sequence, text, cached_tokens=self._sequences.length(sequence)

@@ -92,7 +92,7 @@ class LlamaModel:
 
     def _prefill(self, prompt: Prompt, stopped: Callable[[], bool]) -> int:
         """Evaluate `prompt`; return how many of its tokens were there already."""
-        chunks = cut(prompt.tokens, prompt.system_tokens)
+        chunks = cut(prompt.tokens, prompt.system_tokens, prompt.shared)
         kept = self._keep(count_kept(self._resident, chunks))
         cached = position = sum(len(chunk) for chunk in chunks[:kept])
         for chunk in chunks[kept:]:

@@ -9,12 +9,13 @@ the new prompt. A warm prefill then gives the bits of a cold one, whatever the k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 CHUNK_TOKENS = 256
 """Most tokens evaluated at once; also how finely a prefix is reused."""
 
 BORDER_STEP = 32
-"""A cut at the end of the system message is rounded down to a multiple of this.
+"""A cut at the end of what prompts share is rounded down to a multiple of this.
 
 For speed alone: kernels work on groups of up to 32 rows. Bits do not need it.
 """
@@ -22,23 +23,28 @@ For speed alone: kernels work on groups of up to 32 rows. Bits do not need it.
 Chunk = tuple[int, ...]
 
 
-def cut(tokens: Sequence[int], system_tokens: int = 0) -> tuple[Chunk, ...]:
+def cut(
+    tokens: Sequence[int], system_tokens: int = 0, shared: Sequence[int] = ()
+) -> tuple[Chunk, ...]:
     """Return `tokens` in the chunks in which they are always evaluated.
 
     Args:
         tokens: The whole prompt, one token or more.
         system_tokens: How many tokens at its start belong to the system message, which other
             prompts may share.
+        shared: Where other beginnings end that prompts may share, in tokens from its start.
     """
-    border = border_of(tokens, system_tokens)
-    starts = [*range(0, border, CHUNK_TOKENS), *range(border, len(tokens), CHUNK_TOKENS)]
-    ends = [*starts[1:], len(tokens)]
-    return tuple(tuple(tokens[i:j]) for i, j in zip(starts, ends, strict=True))
+    borders = sorted({0, *(border_of(tokens, end) for end in (system_tokens, *shared))})
+    return tuple(
+        tuple(tokens[i : min(i + CHUNK_TOKENS, end)])
+        for start, end in pairwise((*borders, len(tokens)))
+        for i in range(start, end, CHUNK_TOKENS)
+    )
 
 
-def border_of(tokens: Sequence[int], system_tokens: int) -> int:
-    """Return how many leading tokens other prompts with this system message may share."""
-    return min(system_tokens, len(tokens) - 1) // BORDER_STEP * BORDER_STEP
+def border_of(tokens: Sequence[int], shared_tokens: int) -> int:
+    """Return where `tokens` are cut for the sake of a beginning that prompts share."""
+    return min(shared_tokens, len(tokens) - 1) // BORDER_STEP * BORDER_STEP
 
 
 def count_kept(resident: Sequence[Chunk], wanted: Sequence[Chunk]) -> int:

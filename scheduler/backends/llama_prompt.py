@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from scheduler.backends.llama_prefix import shared_length
@@ -17,6 +18,9 @@ from scheduler.errors import ConfigError, RequestRejected
 from scheduler.types import Message
 
 THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
+
+BEGINNINGS = 32
+"""How many beginnings of prompts are remembered as tokens."""
 
 _TEMPLATE_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - a date to print, not a moment
 
@@ -28,11 +32,14 @@ class Prompt:
     Attributes:
         tokens: The whole prompt.
         system_tokens: How many at its start belong to the system message.
+        shared: Where other beginnings end that prompts may share, in tokens from its start, as
+            far as the messages say so (`Message.shared_chars`).
         thinks: Whether it ends inside the model's thoughts.
     """
 
     tokens: tuple[int, ...]
     system_tokens: int = 0
+    shared: tuple[int, ...] = ()
     thinks: bool = False
 
 
@@ -52,6 +59,8 @@ class PromptReader:
         self._lib = lib
         self._vocab = vocab
         self._formatter = _formatter(lib, model, vocab)
+        # Many prompts begin alike, and in a step they come one after the other.
+        self._beginning = lru_cache(BEGINNINGS)(self._tokenize)
 
     def read(self, messages: Sequence[Message], thinking: bool | None) -> Prompt:
         """Return `messages` as tokens.
@@ -69,9 +78,11 @@ class PromptReader:
                 "give it the roles and the order that it knows"
             ) from exc
         tokens = self._tokenize(text)
+        system_end, *ends = _shared_ends(messages, text)
         return Prompt(
             tokens,
-            self._system_tokens(messages[0], text, tokens),
+            self._shared_tokens(text[:system_end], tokens),
+            tuple(self._shared_tokens(text[:end], tokens) for end in ends),
             thinks=text.rstrip().endswith(THOUGHT_BEGIN),
         )
 
@@ -89,11 +100,31 @@ class PromptReader:
             raise RequestRejected("the prompt can't be turned into tokens; is it enormous?")
         return tuple(tokens[:count])
 
-    def _system_tokens(self, first: Message, text: str, tokens: Sequence[int]) -> int:
-        """Return how many leading tokens follow from the system message alone."""
-        content = first.content.strip()
-        at = text.find(content) if first.role == "system" and content else -1
-        return 0 if at < 0 else shared_length(self._tokenize(text[: at + len(content)]), tokens)
+    def _shared_tokens(self, beginning: str, tokens: Sequence[int]) -> int:
+        """Return how many leading tokens follow from the prompt's beginning alone."""
+        return shared_length(self._beginning(beginning), tokens) if beginning else 0
+
+
+def _shared_ends(messages: Sequence[Message], text: str) -> list[int]:
+    """Return where in a rendered prompt the beginnings end that other prompts may share.
+
+    Returns:
+        Where the system message ends, 0 without one, and then what the messages say.
+    """
+    system_end = rendered = 0
+    ends = []
+    for message in messages:
+        content = message.content.strip()  # as most templates do
+        start = text.find(content, rendered) if content else -1
+        if start < 0:
+            break  # the template writes it otherwise
+        rendered = start + len(content)
+        if message.shared_chars:
+            leading = len(message.content) - len(message.content.lstrip())
+            ends.append(start + max(0, min(message.shared_chars - leading, len(content))))
+        if message is messages[0] and message.role == "system":
+            system_end = rendered
+    return [system_end, *ends]
 
 
 def split_thought(text: str) -> tuple[str, str]:

@@ -277,6 +277,31 @@ async def test_what_questions_share_is_reused_from_one_that_is_being_answered(
     assert all(prompt_tokens - 24 - 2 * grain < cached < prompt_tokens for cached in others)
 
 
+def of_one_world(n: int) -> Request:
+    """A request whose user message begins as that of the others, and says so."""
+    world = "".join(f"- agent_{one}: rep=0.{one}, resources=100.0\n" for one in range(46))
+    own = f"You are agent_{n} and have {n * n} credits. " * (1 + n % 3)
+    system = Message("system", "You are a trader. " * 40)
+    user = Message("user", world + own, len(world))
+    return Request(f"a{n}", (system, user), sampling=Sampling(0.8, 8), timeout_s=300)
+
+
+@pytest.mark.parametrize("engine", ["batched", "locked"])
+async def test_a_world_that_prompts_share_is_read_once(
+    batched: Batched, model: Path, engine: str
+) -> None:
+    backend, texts = await batched(model, 4, engine=engine), []
+    for n in range(6):
+        answer = await backend.generate(of_one_world(n), seed=n, slot=0)
+        texts.append(answer.text)
+        computed = answer.usage.prompt_tokens - answer.usage.cached_tokens
+        assert answer.usage.prompt_tokens > 700
+        assert computed < 120 or n == 0
+    fresh = await batched(model, 1, engine=engine)
+    for n in reversed(range(6)):
+        assert (await fresh.generate(of_one_world(n), seed=n, slot=0)).text == texts[n]
+
+
 def fresh_process(model: Path, kept: Path, slots: int) -> dict[str, Any]:
     script = Path(__file__).with_name("fixed_prompts.py")
     command = [sys.executable, str(script), str(model), "12", "batched", str(slots), str(kept)]
