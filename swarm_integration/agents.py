@@ -9,14 +9,16 @@ the wait for a slot; it becomes the deadline of each attempt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.types import Completion, Outcome, Request, Sampling
+from scheduler.types import Completion, Message, Outcome, Request, Sampling
 from swarm_integration import compat
 from swarm_integration.choices import current_turn
+from swarm_integration.compat_layout import scene_of
 from swarm_integration.errors import InvalidAnswer
 from swarm_integration.listening import listening
 from swarm_integration.rounds import RequestMaker, Rounds
@@ -70,11 +72,18 @@ class LlmAgents:
         self._instructions = instructions
         self._owners: set[str] = set()
         self.kind = "act"
+        self._laid_out: Counter[str] = Counter()
 
     @property
     def full_ids(self) -> bool:
         """Whether ids that a model wrote are mapped back to whole ones."""
         return self._instructions.full_ids
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """The layout, and how many user prompts it was for: councils' have no sections."""
+        counts = dict(sorted(self._laid_out.items()))
+        return {"layout": self._instructions.layout, "laid_out": counts}
 
     def decides(self, agent_id: str) -> bool:
         """Whether an agent has a model that is connected."""
@@ -113,11 +122,12 @@ class LlmAgents:
         if turn is not None:
             turn.asked += 1
         epoch, step, kind = self._state.current_epoch, self._state.current_step, self.kind
+        messages = self._messages(agent.agent_id, system_prompt, user_prompt)
 
         def make(ordinal: int) -> Request:
             return Request(
                 agent_id=agent.agent_id,
-                messages=self._instructions.messages(system_prompt, user_prompt),
+                messages=messages,
                 epoch=epoch,
                 step=step,
                 kind=kind,
@@ -132,6 +142,16 @@ class LlmAgents:
             )
 
         return make
+
+    def _messages(self, agent_id: str, system_prompt: str, user_prompt: str) -> tuple[Message, ...]:
+        """Lay a prompt out, from what the state is now."""
+        if self._instructions.layout == "upstream":
+            return self._instructions.messages(system_prompt, user_prompt)
+        scene = scene_of(self._state, agent_id, self._services)
+        messages = self._instructions.messages(system_prompt, user_prompt, scene)
+        moved = any(message.role == "user" and message.shared_chars for message in messages)
+        self._laid_out["shared_first" if moved else "upstream"] += 1
+        return messages
 
 
 def _settle(agent: Any, completion: Completion) -> tuple[str, int, int]:

@@ -74,8 +74,9 @@ class InferenceConfig(Section):
     backend: BackendConfig = BackendConfig()
     prompt_layout: Literal["upstream", "shared_first"] = Field(
         "upstream",
-        description="shared_first moves the action format, which all agents share, "
-        "before the persona, so that more of each prompt is already in the cache.",
+        description="shared_first moves what all agents' prompts of a step share to the front: the "
+        "action format before the persona, posts, tasks, agents and figures before the agent's own "
+        "lines. Less is computed, and models read another order. See docs/prompt-layout.md.",
     )
     determinism: DeterminismConfig = DeterminismConfig()
     actions: ActionsConfig = ActionsConfig()

@@ -114,10 +114,11 @@ async def _check_context(
         if tokens is None:
             return
         chars = max(1, sum(len(message.content) for message in messages))
+        grown = prompt.growth_chars + instructions.added_chars
         need = _Need(
             prompt.agent_id,
             first=tokens,
-            growth=math.ceil(prompt.growth_chars * tokens / chars),
+            growth=math.ceil(grown * tokens / chars),
             quoted=_most_tokens(rehearsal, *prompt.quotes),
             answer=served[prompt.agent_id].sampling.max_tokens,
         )

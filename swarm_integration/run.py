@@ -176,6 +176,7 @@ class Run:
             finally:
                 counts = driver.actions.summary()
                 self._sum_up(scheduler, rounds, counts, time.monotonic() - started)
+                self.directory.update_manifest(prompts=llm_agents.prompts)
         self.directory.write_metrics([one.to_dict() for one in metrics])
         return metrics
 

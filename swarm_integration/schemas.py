@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from scheduler.types import Message, OutputSchema
+from swarm_integration.compat_layout import OWN_ROW_CHARS, WORDING, check_wording
+from swarm_integration.layout import Scene, shared_first
 from swarm_integration.shown import Names, Shown
 
 PromptLayout = Literal["upstream", "shared_first"]
@@ -146,12 +148,16 @@ class Instructions:
     """Upstream's three blocks of instructions, and what belongs to each.
 
     Args:
-        layout: `shared_first` moves the instructions, which all agents share,
-            before the persona: agents of different personas then share a long
-            prompt prefix, which a slot reads once. It changes the prompt.
+        layout: `shared_first` moves what all agents share to the front: the action
+            format before the persona, and the world before the agent's own lines.
+            Agents then share a long prompt prefix, which is read once. It changes
+            the prompt.
         structured: Whether requests get a schema at all.
         full_ids: Whether a schema lists what the observation lets the agent do and
             name, and ids that a model wrote are mapped back to whole ones.
+
+    Raises:
+        CompatError: This SWARM words its prompts otherwise, so nothing can be moved.
     """
 
     def __init__(
@@ -167,7 +173,9 @@ class Instructions:
             KERNEL_ACTION_SCHEMA,
         )
 
-        self._layout = layout
+        if layout == "shared_first":
+            check_wording()
+        self.layout = layout
         self._structured = structured
         self.full_ids = full_ids
         self._schemas = (
@@ -190,15 +198,32 @@ class Instructions:
                 return _narrowed(schema, shown) if shown and self.full_ids else schema
         return None
 
-    def messages(self, system_prompt: str, user_prompt: str) -> tuple[Message, ...]:
-        """Return the chat that is sent for upstream's pair of prompts."""
-        if self._layout == "shared_first":
-            system_prompt = self._shared_first(system_prompt)
-        return (Message("system", system_prompt), Message("user", user_prompt))
+    @property
+    def added_chars(self) -> int:
+        """How many characters the layout adds to a prompt at most."""
+        return OWN_ROW_CHARS if self.layout == "shared_first" else 0
 
-    def _shared_first(self, system_prompt: str) -> str:
+    def messages(
+        self, system_prompt: str, user_prompt: str, scene: Scene | None = None
+    ) -> tuple[Message, ...]:
+        """Return the chat that is sent for upstream's pair of prompts.
+
+        Args:
+            system_prompt: Upstream's system prompt.
+            user_prompt: Upstream's user prompt.
+            scene: What the simulation's state says of the moment, for `shared_first`;
+                without it what depends on it stays where it is.
+        """
+        if self.layout == "upstream":
+            return (Message("system", system_prompt), Message("user", user_prompt))
+        moved = shared_first(user_prompt, WORDING, scene or Scene())
+        user = Message("user", user_prompt) if moved is None else Message("user", *moved)
+        return (self._format_first(system_prompt), user)
+
+    def _format_first(self, system_prompt: str) -> Message:
         for block, _ in self._schemas:
             if system_prompt.endswith(block):
                 persona = system_prompt.removesuffix(block).strip()
-                return f"{block.strip()}\n\n{persona}\n"
-        return system_prompt
+                form = block.strip()
+                return Message("system", f"{form}\n\n{persona}\n", len(form))
+        return Message("system", system_prompt)

@@ -20,6 +20,7 @@ from swarm_integration.doctor.machine import (
     check_threads,
 )
 from swarm_integration.doctor.model import check_model
+from swarm_integration.errors import CompatError
 from swarm_integration.fitness import estimated_context
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import muster, without_login
@@ -82,9 +83,20 @@ def _scenario(case: Case) -> list[Finding]:
     chosen = case.chosen
     if chosen is None:
         return findings
+    findings += _layout(case)
     if case.in_process and chosen.prompts:
         findings += _context_in_process(case, estimated_context(chosen))
     return findings
+
+
+def _layout(case: Case) -> list[Finding]:
+    """Return an error where the configured layout can't be had of the installed SWARM."""
+    try:
+        Instructions(case.config.prompt_layout)
+    except CompatError as exc:
+        what, _, mend = str(exc).partition("; ")
+        return [Finding("prompt_layout", "error", what, mend)]
+    return []
 
 
 def _context_in_process(case: Case, guess: int) -> list[Finding]:
@@ -125,6 +137,8 @@ async def _fleet(case: Case) -> list[Finding]:
     # With kind auto, agents without their key are left out and the others are looked at.
     if rehearsal is None or (keyless and case.config.backend.kind != "auto"):
         return []
+    if _layout(case):
+        return []  # that is told with the scenario
     layout, structured = case.config.prompt_layout, case.config.scheduler.structured_output
     slots = case.config.scheduler.slots
     try:

@@ -60,6 +60,36 @@ def manifest(run: Path) -> dict[str, Any]:
     return found
 
 
+def laid_out(tmp_path: Path) -> list[str]:
+    """The same configuration, with what is shared in front."""
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "shared_first.yaml"
+    path.write_text(yaml.safe_dump({**config, "prompt_layout": "shared_first"}), encoding="utf-8")
+    return ["--inference-config", str(path)]
+
+
+def test_shared_first_computes_less_and_has_one_trace_hash_too(
+    words: list[str], tmp_path: Path
+) -> None:
+    manifests = []
+    for slots in (1, 4, 16):
+        run = tmp_path / f"slots-{slots}"
+        more = [*laid_out(tmp_path), "--slots", str(slots), "--run-dir", str(run)]
+        assert cli.main([*words, *more]) == 0
+        manifests.append(manifest(run))
+    assert len({one["trace_hash"] for one in manifests}) == 1
+    upstream = tmp_path / "upstream"
+    assert cli.main([*words, "--slots", "4", "--run-dir", str(upstream)]) == 0
+    assert manifest(upstream)["trace_hash"] != manifests[0]["trace_hash"]
+
+    def computed(one: dict[str, Any]) -> float:
+        counts = one["inference"]
+        return 1 - float(counts["cached_tokens"] / counts["prompt_tokens"])
+
+    for one in manifests:
+        assert computed(one) < 0.8 * computed(manifest(upstream))
+
+
 def test_one_trace_hash_for_1_4_and_16_slots(words: list[str], tmp_path: Path) -> None:
     manifests = []
     for slots in (1, 4, 16):
