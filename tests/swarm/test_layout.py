@@ -217,8 +217,8 @@ def test_what_is_in_front_is_the_same_for_all_of_a_phase_and_is_most_of_it(tmp_p
     workload = record(16, 3, "shared_first", tmp_path)
     assert {one.kind for one in workload.questions} == {"act", "accept"}
     for phase in workload.rounds:
-        users = [question.messages[1][1] for question in phase]
-        lengths = [question.shared_chars[1] for question in phase]
+        users = [question.messages[1].content for question in phase]
+        lengths = [question.messages[1].shared_chars for question in phase]
         fronts = {user[:length] for user, length in zip(users, lengths, strict=True)}
         assert len(fronts) == 1
         assert fronts.pop().endswith("- Your ID:")
