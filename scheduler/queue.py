@@ -27,7 +27,7 @@ class WaitingQueue(Generic[T]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._items: OrderedDict[T, None] = OrderedDict()
-        self._room = anyio.Event()
+        self._calls: OrderedDict[object, anyio.Event] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<WaitingQueue {len(self._items)} of {self._limit}>"
@@ -40,10 +40,21 @@ class WaitingQueue(Generic[T]):
         """Whether `put` would have to wait."""
         return len(self._items) >= self._limit
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._calls)
+
     async def wait_room(self) -> None:
-        """Return once there is room for one more item."""
-        while self.full:
-            await self._room.wait()
+        """Return once there is room for one more item; who waits longest is called first."""
+        me = object()
+        try:
+            while self.full:
+                self._calls[me] = anyio.Event()  # again, and in the same place
+                await self._calls[me].wait()
+        finally:
+            self._calls.pop(me, None)
+            self._call_first()  # there may be more room
 
     def put(self, item: T) -> None:
         """Append `item`; the caller has waited for room."""
@@ -53,7 +64,7 @@ class WaitingQueue(Generic[T]):
         """Remove and return the first `count` items, fewer if there are fewer."""
         count = min(count, len(self._items))
         taken = [self._items.popitem(last=False)[0] for _ in range(count)]
-        self._notify()
+        self._call_first()
         return taken
 
     def withdraw(self, item: T) -> bool:
@@ -61,12 +72,13 @@ class WaitingQueue(Generic[T]):
         if item not in self._items:
             return False
         del self._items[item]
-        self._notify()
+        self._call_first()
         return True
 
-    def _notify(self) -> None:
-        self._room.set()
-        self._room = anyio.Event()
+    def _call_first(self) -> None:
+        """Wake one of those who wait for room; it wakes the next. All at once would be too many."""
+        if self._calls and not self.full:
+            next(iter(self._calls.values())).set()
 
 
 def in_turns(waiting: Mapping[K, int], room: int) -> list[K]:
@@ -117,7 +129,10 @@ class FairQueue(Generic[K, T]):
     async def wait_room(self, tenant: K) -> None:
         """Return once there is room for one more item of `tenant`."""
         while self.full_for(tenant):
-            await self._queues[tenant].wait_room()
+            try:
+                await self._queues[tenant].wait_room()
+            finally:
+                self._drop_unused(tenant)
 
     def put(self, item: T) -> None:
         """Append `item` to its tenant's queue; the caller has waited for room."""
@@ -135,7 +150,7 @@ class FairQueue(Generic[K, T]):
             taken += self._queues[tenant].take(1)
             self._queues.move_to_end(tenant)
         for tenant in dict.fromkeys(turns):
-            self._drop_empty(tenant)
+            self._drop_unused(tenant)
         self._size -= len(taken)
         return taken
 
@@ -145,9 +160,10 @@ class FairQueue(Generic[K, T]):
         if tenant not in self._queues or not self._queues[tenant].withdraw(item):
             return False
         self._size -= 1
-        self._drop_empty(tenant)
+        self._drop_unused(tenant)
         return True
 
-    def _drop_empty(self, tenant: K) -> None:
-        if not len(self._queues[tenant]):
+    def _drop_unused(self, tenant: K) -> None:
+        queue = self._queues.get(tenant)
+        if queue is not None and not len(queue) and not queue.awaited:
             del self._queues[tenant]

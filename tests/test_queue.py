@@ -86,6 +86,32 @@ async def test_room_is_announced_to_all_who_wait(how: str) -> None:
 
 
 @pytest.mark.virtual_time
+async def test_who_gives_up_or_brings_nothing_passes_the_room_on() -> None:
+    queue: WaitingQueue[int] = WaitingQueue(1)
+    queue.put(0)
+    got: list[int] = []
+
+    async def bring(item: int, patience_s: float = 99.0) -> None:
+        with anyio.move_on_after(patience_s):
+            await queue.wait_room()
+            got.append(item)
+            if item != 2:
+                queue.put(item)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bring, 1, 1.0)
+        await anyio.sleep(0.5)
+        tasks.start_soon(bring, 2)
+        await anyio.sleep(0.25)
+        tasks.start_soon(bring, 3)
+        await anyio.sleep(0.25)
+        queue.take(1)  # as the first one gives up
+        await anyio.sleep(1)
+    assert got[-2:] == [2, 3]
+    assert len(queue) == 1
+
+
+@pytest.mark.virtual_time
 async def test_room_that_is_there_takes_no_waiting() -> None:
     with anyio.fail_after(0):
         await WaitingQueue[int](1).wait_room()
