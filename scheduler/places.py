@@ -64,6 +64,8 @@ class Places:
             return
         if before is not None:
             self._copies[before] -= 1
+            if not self._copies[before]:
+                del self._copies[before]  # groups may come without end
         self._held[slot] = group
         self._copies[group] += 1
 
@@ -121,12 +123,13 @@ class Places:
 
     def _cold(self, free: Iterable[int], waiting: Mapping[str, int]) -> tuple[int, str] | None:
         """Choose the slot with least to lose, and a group that no slot holds if there is one."""
-        allowed = [group for group in waiting if self._copies[group] < self._most_copies]
-        if not allowed:
-            return None
-        new = (group for group in allowed if not self._copies[group])
-        most = max(allowed, key=lambda group: waiting[group])
-        return min(free, key=self._loss), next(new, most)
+        choice = next((group for group in waiting if not self._copies[group]), None)
+        if choice is None:  # all are held by some slot, so they are few
+            allowed = [group for group in waiting if self._copies[group] < self._most_copies]
+            if not allowed:
+                return None
+            choice = max(allowed, key=lambda group: waiting[group])
+        return min(free, key=self._loss), choice
 
     def _loss(self, slot: int) -> tuple[int, int]:
         group = self._held.get(slot)

@@ -8,13 +8,13 @@ starts first, since what starts last ends last. No clock, no I/O, no randomness.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from scheduler.types import Request
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 PREFILL_CHARS_PER_DECODE_TOKEN = 40
 """How many prompt characters are read in the time one token is written.
@@ -32,6 +32,9 @@ def cost(request: Request) -> int:
 class Plan(Generic[T]):
     """Requests in groups of one prompt prefix, ordered, from which slots take.
 
+    Items leave from the front or from anywhere, each in constant time: hence ordered
+    dictionaries, where plain ones would look for their first item from the beginning again.
+
     Args:
         window: What is planned first, in order of arrival.
         request_of: The request behind an item.
@@ -39,8 +42,8 @@ class Plan(Generic[T]):
 
     def __init__(self, window: Iterable[T] = (), *, request_of: Callable[[T], Request]) -> None:
         self._request_of = request_of
-        self._groups: dict[str, deque[T]] = {}
-        self._waiting: dict[str, int] = {}
+        self._groups: dict[str, OrderedDict[T, None]] = {}
+        self._waiting: OrderedDict[str, int] = OrderedDict()
         self._size = 0
         self.add(window)
 
@@ -67,7 +70,7 @@ class Plan(Generic[T]):
 
         for name, items in sorted(grouped.items(), key=lambda entry: -work(entry[1])):
             longest_first = sorted(items, key=lambda item: -cost(self._request_of(item)))
-            self._groups.setdefault(name, deque()).extend(longest_first)
+            self._groups.setdefault(name, OrderedDict()).update(dict.fromkeys(longest_first))
             self._waiting[name] = len(self._groups[name])
             self._size += len(items)
 
@@ -77,17 +80,16 @@ class Plan(Generic[T]):
         Raises:
             LookupError: There is none of that group.
         """
-        item = self._groups[group].popleft()
+        item, _ = self._groups[group].popitem(last=False)
         self._count_down(group)
         return item
 
     def withdraw(self, item: T) -> bool:
         """Remove `item`; return whether it was here."""
         name = self._request_of(item).group
-        items = self._groups.get(name)
-        if items is None or item not in items:
+        if item not in self._groups.get(name, ()):
             return False
-        items.remove(item)
+        del self._groups[name][item]
         self._count_down(name)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from typing import Any
 
@@ -161,3 +162,13 @@ async def test_what_is_planned_later_runs_where_the_window_has_nothing_for_a_fre
         await scheduler.run_step(asked)
         assert anyio.current_time() - began == 3.0
     assert Counter(slot for _, _, slot in backend.started) == {0: 3, 1: 1}
+
+
+def test_groups_that_no_slot_holds_any_more_are_forgotten() -> None:
+    places = Places(2)
+    sizes = []
+    for number in range(100):
+        places.take(number % 2, f"group-{number:03d}")
+        places.release(number % 2)
+        sizes.append(len(pickle.dumps(places)))
+    assert sizes[-1] < sizes[9] + 100
