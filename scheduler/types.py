@@ -1,15 +1,13 @@
 """The records that travel through the scheduler: a request and its completion.
 
-They stand apart from the code that moves them, so that every other module can
-import them and they import nothing of this package but its errors. A request is
-identified by what it asks and for whom, never by when it ran.
+Every module can import them. A request is what it asks and for whom, never when it ran.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
@@ -63,7 +61,7 @@ class Message:
             ) from exc
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sampling:
     """Every parameter that decides how tokens are drawn.
 
@@ -100,6 +98,11 @@ class Sampling:
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature must be 0 or more, got {self.temperature}")
 
+    @cached_property
+    def canonical(self) -> str:
+        """The parameters as canonical JSON."""
+        return canonical_json(asdict(self))
+
 
 @dataclass(frozen=True)
 class OutputSchema:
@@ -117,9 +120,14 @@ class OutputSchema:
     accepted: Mapping[str, Any] | None = None
 
     @cached_property
+    def canonical(self) -> str:
+        """The schema as canonical JSON."""
+        return canonical_json(self.schema)
+
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hexadecimal) of the schema's canonical JSON."""
-        return sha256(canonical_json(self.schema).encode()).hexdigest()
+        return sha256(self.canonical.encode()).hexdigest()
 
     @property
     def checked(self) -> Mapping[str, Any]:
@@ -162,7 +170,7 @@ class Request:
     step: int = 0
     kind: str = "act"
     ordinal: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = Sampling()
     base_seed: int = 0
     schema: OutputSchema | None = None
     backend: str = "default"
@@ -202,16 +210,11 @@ class Request:
 
     @cached_property
     def prompt_sha256(self) -> str:
-        """The sha256 of the canonical JSON of messages, sampling and schema."""
-        return sha256(canonical_json(self.content()).encode()).hexdigest()
-
-    def content(self) -> dict[str, Any]:
-        """What the answer may depend on beside seed and model, as plain data."""
-        return {
-            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
-            "sampling": {name: getattr(self.sampling, name) for name in Sampling.__slots__},
-            "schema": None if self.schema is None else dict(self.schema.schema),
-        }
+        """The sha256 of the canonical JSON of messages, sampling and schema, by these names."""
+        messages = canonical_json([{"role": m.role, "content": m.content} for m in self.messages])
+        schema = "null" if self.schema is None else self.schema.canonical
+        text = f'{{"messages":{messages},"sampling":{self.sampling.canonical},"schema":{schema}}}'
+        return sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 from scheduler.backends.base import BackendInfo
 from scheduler.errors import ConfigError
 from scheduler.server_command import default_threads
-from scheduler.types import Sampling
 from scheduler.yaml_text import load_yaml
 from swarm_integration.agents import Service
 from swarm_integration.compat import swarm_version
@@ -75,7 +75,7 @@ def identity(
             agent_id: {
                 "base_seed": service.base_seed,
                 "model": _model(backends[service.backend]),
-                "sampling": {name: getattr(service.sampling, name) for name in Sampling.__slots__},
+                "sampling": asdict(service.sampling),
             }
             for agent_id, service in services.items()
         },

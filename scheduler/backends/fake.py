@@ -104,8 +104,9 @@ class FakeBackend:
     def _error(self, request: Request, attempt: int, seed: int) -> AttemptError | None:
         if self._fault is not None:
             return self._fault(request, attempt)
-        drawn = derive_seed("fake-fault/1", seed, attempt) / 2**31
-        if drawn >= self._fault_rate or attempt > request.max_retries:
+        if not self._fault_rate or attempt > request.max_retries:
+            return None
+        if derive_seed("fake-fault/1", seed, attempt) / 2**31 >= self._fault_rate:
             return None
         return ServerFault(f"a fault of the fake backend, on attempt {attempt}")
 
