@@ -6,20 +6,29 @@ only asks for: the engine gives them (`Slots`) and settles what comes out.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import anyio
 
 from scheduler.backends.base import RawAnswer
 from scheduler.config import SchedulerConfig
-from scheduler.errors import AttemptError, AttemptTimeout, RequestFailed, RunEndingError
+from scheduler.errors import (
+    AttemptError,
+    AttemptTimeout,
+    ConfigError,
+    RequestFailed,
+    RunEndingError,
+)
 from scheduler.events import Events, milliseconds
 from scheduler.journal import Journal
 from scheduler.lane import Entry, Lane
-from scheduler.retry import RetryDecision, classify, retrying
+from scheduler.retry import RetryBudget, RetryDecision, classify, retrying
 from scheduler.seeds import request_seed
 from scheduler.structured import SchemaChecker
-from scheduler.types import Answer, Completion, Outcome, Timings
+from scheduler.types import Answer, Completion, Outcome, Request, Timings
 
 
 class Slots(Protocol):
@@ -29,14 +38,8 @@ class Slots(Protocol):
         """Return once `entry` has a slot."""
         ...
 
-    def pause(
-        self, lane: Lane, entry: Entry, error: AttemptError, decision: RetryDecision, pause_s: float
-    ) -> None:
-        """Take back the slot of `entry` while it waits for its next attempt.
-
-        Raises:
-            RetryBudgetExhausted: There may be none.
-        """
+    def let_go(self, lane: Lane, entry: Entry) -> None:
+        """Take back the slot of `entry`, which does not need it for a while."""
         ...
 
 
@@ -44,8 +47,7 @@ class Answering:
     """Puts questions to a backend until they are answered or have failed.
 
     Args:
-        config: Re-asks, pauses, and whether schemas are used at all.
-        checker: Checks answers against their schema.
+        config: Re-asks, retries, pauses, and whether schemas are used at all.
         events: Is told of attempts and answers.
         slots: Gives and takes slots.
         journal: Keeps each answer before it is used, or None.
@@ -54,16 +56,32 @@ class Answering:
     def __init__(
         self,
         config: SchedulerConfig,
-        checker: SchemaChecker,
         events: Events,
         slots: Slots,
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal
         self._config = config
-        self._checker = checker
+        self._budget = RetryBudget(config.retry_budget)
+        self._checker = SchemaChecker()
         self._events = events
         self._slots = slots
+
+    def accepted(self, requests: Sequence[Request], backends: Collection[str]) -> Sequence[Request]:
+        """Return `requests` as they are to be asked.
+
+        Raises:
+            ConfigError: One names an unknown backend or a bad schema.
+        """
+        for request in requests:
+            if request.backend not in backends:
+                known = ", ".join(sorted(backends))
+                raise ConfigError(f"{request.label}: no backend {request.backend!r}; has: {known}")
+            if request.schema is not None:
+                self._checker.prepare(request.schema)
+        if self._config.structured_output:
+            return requests
+        return [replace(request, schema=None) for request in requests]
 
     def recall(self, lane: Lane, entry: Entry) -> Completion | None:
         """Return how `entry` ended before, if the journal has all of it.
@@ -126,31 +144,47 @@ class Answering:
                 await self._ready(lane, entry)
             await self._slots.hold(lane, entry)
             dispatched_at = anyio.current_time()
+            if not entry.attempts:
+                entry.queue_ms = milliseconds(dispatched_at - entry.asked_at)
             entry.attempts += 1
             self._events.dispatched(lane, entry)
             try:
-                return await _generate(lane, entry, seed)
+                return await _generate(lane, entry, seed, dispatched_at)
             except AttemptError as exc:
                 # Also after the last attempt: the next request must not find out by failing.
                 if classify(exc).wait_ready:
                     lane.readiness.doubt()
                 raise
 
-        def pause(error: AttemptError, decision: RetryDecision, pause_s: float) -> None:
-            self._slots.pause(lane, entry, error, decision, pause_s)
-
         raw = await retrying(
             attempt,
             entry.request,
             base_s=self._config.retry_base_s,
             cap_s=self._config.retry_cap_s,
-            before_pause=pause,
+            before_pause=partial(self._pause, lane, entry),
         )
         answer = self._checked(entry, raw, seed, reask, anyio.current_time() - dispatched_at)
         if self._journal is not None:
             await self._journal.store(entry.request, answer, lane.info.fingerprint)
         self._events.answered(entry, answer)
         return answer
+
+    def _pause(
+        self, lane: Lane, entry: Entry, error: AttemptError, decision: RetryDecision, pause_s: float
+    ) -> None:
+        """Take note of a failed attempt which another one may follow.
+
+        Raises:
+            RetryBudgetExhausted: The run has spent all its retries.
+        """
+        if not entry.owner.failed:
+            if decision.counts:
+                self._budget.spend()
+            self._events.retried(entry, error, pause_s)
+        if entry.owner.failed:
+            entry.scope.cancel()  # what was in flight may finish, but is not tried again
+            return
+        self._slots.let_go(lane, entry)
 
     async def _ready(self, lane: Lane, entry: Entry) -> None:
         """Return once the backend can be sent requests; nobody waits for that in vain."""
@@ -181,10 +215,10 @@ class Answering:
         )
 
 
-async def _generate(lane: Lane, entry: Entry, seed: int) -> RawAnswer:
-    """Send one attempt; its deadline counts from here, not from the queue."""
+async def _generate(lane: Lane, entry: Entry, seed: int, now: float) -> RawAnswer:
+    """Send one attempt; its deadline counts from now, not from the queue."""
     timeout_s = entry.request.timeout_s
-    with anyio.move_on_after(timeout_s):
+    with anyio.CancelScope(deadline=now + timeout_s):
         return await lane.backend.generate(entry.request, seed=seed, slot=entry.last_slot)
     raise AttemptTimeout(
         f"no answer within {timeout_s:g} s of dispatch "

@@ -11,31 +11,22 @@ scheduler whose entry that is starts it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from scheduler.answering import Answering
 from scheduler.backends.base import Backend, BackendInfo
 from scheduler.config import SchedulerConfig
-from scheduler.errors import (
-    AttemptError,
-    ConfigError,
-    RunEndingError,
-    SchedulerClosed,
-    SchedulerError,
-)
-from scheduler.events import Events, milliseconds
+from scheduler.errors import RunEndingError, SchedulerClosed, SchedulerError
+from scheduler.events import Events
 from scheduler.journal import Journal
 from scheduler.lane import Entry, Lane
 from scheduler.observe import EventLog, RunStats
-from scheduler.retry import RetryBudget, RetryDecision
 from scheduler.sharing import SharedLanes
 from scheduler.step import Step
-from scheduler.structured import SchemaChecker
 from scheduler.types import Completion, Request
 
 
@@ -51,6 +42,10 @@ class Scheduler:
             opened and closed by whoever made it.
         lanes: The slots and queues that this scheduler shares with others on the same
             event loop; its own if not given.
+
+    Attributes:
+        stats: Counts and times of what has settled.
+        lanes: The slots and queues of each backend, to look at.
     """
 
     def __init__(
@@ -65,11 +60,9 @@ class Scheduler:
         self._backends = dict(backends) if isinstance(backends, Mapping) else {"default": backends}
         self._config = config or SchedulerConfig()
         self.stats = RunStats()
-        self._events = Events(log, self.stats, self._abort)
-        self._budget = RetryBudget(self._config.retry_budget)
-        self._checker = SchemaChecker()
-        self._answering = Answering(self._config, self._checker, self._events, self, journal)
-        self._lanes: dict[str, Lane] = {}
+        self._events = Events(log, self.stats, self.end)
+        self._answering = Answering(self._config, self._events, self, journal)
+        self.lanes: dict[str, Lane] = {}
         self._shared = lanes
         self._serving = 0
         self._steps: dict[Step, None] = {}  # in the order in which they came
@@ -78,22 +71,17 @@ class Scheduler:
         self._open = False
 
     def __repr__(self) -> str:
-        return f"<Scheduler {list(self._lanes.values())}>"
+        return f"<Scheduler {list(self.lanes.values())}>"
 
     @property
     def info(self) -> dict[str, BackendInfo]:
         """What each backend said at its start."""
-        return {name: lane.info for name, lane in self._lanes.items()}
-
-    @property
-    def lanes(self) -> Mapping[str, Lane]:
-        """The backends' slots and queues, to look at."""
-        return self._lanes
+        return {name: lane.info for name, lane in self.lanes.items()}
 
     @property
     def in_flight(self) -> int:
         """How many requests of this scheduler hold a slot now."""
-        return sum(lane.held_by(self) for lane in self._lanes.values())
+        return sum(lane.held_by(self) for lane in self.lanes.values())
 
     @property
     def unsettled(self) -> int:
@@ -115,7 +103,7 @@ class Scheduler:
         self._own = SharedLanes()  # watched here, and used when none are given
         lanes = self._own if self._shared is None else self._shared
         for name, backend in self._backends.items():
-            self._lanes[name] = await lanes.lane(name, backend, self._config)
+            self.lanes[name] = await lanes.lane(name, backend, self._config)
         self._tasks = await anyio.create_task_group().__aenter__()
         if self._own.need_watching:
             self._tasks.start_soon(self._own.watch)
@@ -136,17 +124,14 @@ class Scheduler:
         finally:
             self._own.stop_watching()
             try:
-                self._stop()
+                if not self.idle:
+                    self._tasks.cancel_scope.cancel()
+                    self.end(SchedulerClosed("the scheduler was closed before all was settled"))
             finally:
                 # A task group wraps what it is told of into an exception group: tell it nothing.
                 await self._tasks.__aexit__(None, None, None)
-                for lane in self._lanes.values():
+                for lane in self.lanes.values():
                     lane.forget(self)
-
-    def _stop(self) -> None:
-        if not self.idle:
-            self._tasks.cancel_scope.cancel()
-            self._abort(SchedulerClosed("the scheduler was closed while requests were waiting"))
 
     async def drain(self) -> None:
         """Return once nothing runs, nothing waits and no step is under way."""
@@ -169,9 +154,8 @@ class Scheduler:
             SchedulerClosed: The scheduler is not open.
             ConfigError: A request names an unknown backend or a bad schema.
         """
-        self._check(requests)
-        if not self._config.structured_output:
-            requests = [replace(request, schema=None) for request in requests]
+        self._check_open()
+        requests = self._answering.accepted(requests, self.lanes)
         step = Step(requests)
         self._steps[step] = None
         try:
@@ -189,32 +173,25 @@ class Scheduler:
         self._events.step_settled(step.size)
         return completions
 
-    def _check(self, requests: Sequence[Request]) -> None:
+    def _check_open(self) -> None:
         if self._fatal is not None:
             raise self._fatal
         if not self._open:
-            raise SchedulerClosed(
-                "the scheduler is not open: use it as `async with Scheduler(...)`"
-            )
-        for request in requests:
-            if request.backend not in self._lanes:
-                known = ", ".join(sorted(self._lanes))
-                raise ConfigError(f"{request.label}: no backend {request.backend!r}; has: {known}")
-            if request.schema is not None:
-                self._checker.prepare(request.schema)
+            raise SchedulerClosed("the scheduler is not open: use `async with Scheduler(...)`")
 
     async def _enqueue(self, step: Step, requests: Sequence[Request]) -> None:
         """Queue `requests`, waiting for room where a queue is full."""
-        lanes = [self._lanes[name] for name in dict.fromkeys(r.backend for r in requests)]
+        asked_at = anyio.current_time()
+        lanes = [self.lanes[name] for name in dict.fromkeys(r.backend for r in requests)]
         for request in requests:
-            lane = self._lanes[request.backend]
+            lane = self.lanes[request.backend]
             if lane.queue.full_for(self):
                 for each in lanes:
                     each.dispatch()
                 await lane.queue.wait_room(self)
                 if step.failed:  # meanwhile
                     return
-            entry = Entry(request, step, self, queued_at=anyio.current_time())
+            entry = Entry(request, step, self, asked_at)
             recalled = self._answering.recall(lane, entry)
             if step.failed:  # because the log broke
                 return
@@ -232,26 +209,34 @@ class Scheduler:
         if entry.got_slot is not None:
             entry.got_slot.set()
         else:
-            entry.dispatched = True
-            entry.queue_ms = milliseconds(anyio.current_time() - entry.queued_at)
             self._serving += 1
             self._tasks.start_soon(self._serve, lane, entry)
         self.stats.saw_in_flight(self.in_flight)
 
     async def _serve(self, lane: Lane, entry: Entry) -> None:
+        """Serve `entry`, then what gets the slot that it leaves: a task each would cost more."""
+        following: Entry | None = entry
+        try:
+            while following is not None:
+                await self._serve_one(lane, following)
+                following = lane.dispatch(keep_for=self)
+        finally:
+            self._serving -= 1
+            lane.dispatch()  # when cancelled, the slot is for others
+            self._note_idle()
+
+    async def _serve_one(self, lane: Lane, entry: Entry) -> None:
         """One entry's life from its first slot to its settlement."""
         completion: Completion | None = None
         try:
             with entry.scope:
+                await checkpoint()  # a backend that never waits leaves the loop to others here
                 completion = await self._answering.complete(lane, entry)
         except RunEndingError as exc:
-            self._abort(exc)
+            self.end(exc)
         finally:
             lane.release(entry)
-            self._serving -= 1
             self._settle(entry, completion)
-            lane.dispatch()
-            self._note_idle()
 
     async def hold(self, lane: Lane, entry: Entry) -> None:
         """Return once `entry` has a slot: the one it holds, or the next free one."""
@@ -262,17 +247,8 @@ class Scheduler:
         lane.dispatch()
         await entry.got_slot.wait()
 
-    def pause(
-        self, lane: Lane, entry: Entry, error: AttemptError, decision: RetryDecision, pause_s: float
-    ) -> None:
-        """Free the slot of `entry` for others while it waits for its next attempt."""
-        if not entry.owner.failed:
-            if decision.counts:
-                self._budget.spend()
-            self._events.retried(entry, error, pause_s)
-        if entry.owner.failed:
-            entry.scope.cancel()  # what was in flight may finish, but is not tried again
-            return
+    def let_go(self, lane: Lane, entry: Entry) -> None:
+        """Give the slot of `entry` to others while it waits for its next attempt."""
         lane.release(entry)
         lane.dispatch()
 
@@ -288,15 +264,12 @@ class Scheduler:
         elif completion.error is not None and self._config.on_failure == "abort":
             self._end(step)
 
-    def end(self, error: RunEndingError) -> None:
-        """End every step with `error`, now and later; what is in flight is finished and kept."""
-        self._abort(error)
-
-    def _abort(self, error: SchedulerError) -> None:
-        """End every step with `error`; what is in flight may finish."""
-        if self._fatal is None:
-            self._fatal = error
-            self._events.aborted(error)
+    def end(self, error: SchedulerError) -> None:
+        """End every step with `error`, now and later; what is in flight may finish and is kept."""
+        if self._fatal is not None:
+            return
+        self._fatal = error
+        self._events.aborted(error)
         for step in list(self._steps):
             self._end(step, error)
 
@@ -309,7 +282,7 @@ class Scheduler:
             if entry.settled:
                 continue
             if not entry.dispatched:
-                self._lanes[entry.request.backend].withdraw(entry)
+                self.lanes[entry.request.backend].withdraw(entry)
                 self._settle(entry, None)
             elif entry.slot is None or entry.waits_ready or in_flight_too:
                 entry.scope.cancel()

@@ -97,7 +97,7 @@ class Events:
             outcome=outcome.value,
             attempts=completion.attempts,
             reasks=max(0, len(completion.answers) - 1),
-            total_ms=milliseconds(anyio.current_time() - entry.queued_at),
+            total_ms=milliseconds(anyio.current_time() - entry.asked_at),
             error=None if completion.error is None else str(completion.error),
         )
 

@@ -7,7 +7,7 @@ its tenants: they take turns in the queue, and each starts its own requests.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,16 +42,16 @@ class Entry:
         request: What is asked.
         owner: The step that waits for it.
         tenant: Whose it is.
-        queued_at: When it was put into the queue (monotonic seconds).
+        asked_at: When its step began (monotonic seconds).
         dispatched: Whether it has been given a slot, once or more often.
-        queue_ms: How long it waited for the first one, in milliseconds.
+        queue_ms: How long it waited until it was sent, in milliseconds.
         slot: The slot it holds, or None.
         last_slot: The slot it held last, or -1.
         answers: What was answered so far, from the journal or by the backend.
         attempts: Attempts dispatched so far.
         waits_ready: Whether it is not sent yet, because its backend may be gone.
         got_slot: Set when a slot is assigned after a pause.
-        scope: Cancels its task, once there is one.
+        scope: Cancels it, once it has been given a slot.
         settled: Whether it has left the engine.
         completion: How it was settled; None as long as it is not, or when withdrawn.
     """
@@ -59,7 +59,7 @@ class Entry:
     request: Request
     owner: Step
     tenant: Tenant
-    queued_at: float
+    asked_at: float
     dispatched: bool = False
     queue_ms: float = 0.0
     slot: int | None = None
@@ -68,9 +68,14 @@ class Entry:
     attempts: int = 0
     waits_ready: bool = False
     got_slot: anyio.Event | None = None
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    scope: anyio.CancelScope = field(init=False)
     settled: bool = False
     completion: Completion | None = None
+
+    def begin(self) -> None:
+        """Take note that it has its first slot."""
+        self.dispatched = True
+        self.scope = anyio.CancelScope()
 
 
 class Lane:
@@ -98,7 +103,7 @@ class Lane:
         self.queue: FairQueue[Tenant, Entry] = FairQueue(config.queue_limit, _tenant_of)
         self._max_batch = config.max_batch
         self._plan: Plan[Entry] = Plan(request_of=_request_of)
-        self._returning: deque[Entry] = deque()
+        self._returning: OrderedDict[Entry, None] = OrderedDict()
         self._places = Places(
             self.slots,
             backend if isinstance(backend, Placement) else None,
@@ -141,10 +146,25 @@ class Lane:
         """Whether nothing runs and nothing waits."""
         return not (self.in_flight or self.waiting)
 
-    def dispatch(self) -> None:
-        """Let every request start that a free slot can take; called on each change."""
+    def dispatch(self, keep_for: Tenant | None = None) -> Entry | None:
+        """Let every request start that a free slot can take; called on each change.
+
+        Args:
+            keep_for: Who has a task that is free for one new request of its own.
+
+        Returns:
+            That request; all others have been started.
+        """
+        kept: Entry | None = None
         for entry in self.assign():
-            entry.tenant.start(self, entry)
+            is_new = not entry.dispatched
+            if is_new:
+                entry.begin()
+            if is_new and kept is None and entry.tenant is keep_for:
+                kept = entry
+            else:
+                entry.tenant.start(self, entry)
+        return kept
 
     def assign(self) -> list[Entry]:
         """Give free slots their next requests and return those, slots filled in.
@@ -163,12 +183,12 @@ class Lane:
             self._places.release(entry.slot)
             self._held[entry.tenant] -= 1
             entry.slot = None
-        elif entry in self._returning:
-            self._returning.remove(entry)
+        else:
+            self._returning.pop(entry, None)
 
     def give_back(self, entry: Entry) -> None:
         """Queue an entry again after a failed attempt, before all planned ones."""
-        self._returning.append(entry)
+        self._returning[entry] = None
 
     def withdraw(self, entry: Entry) -> bool:
         """Forget an entry that never had a slot; return whether it was waiting here."""
@@ -179,7 +199,7 @@ class Lane:
         if not self._places.usable():
             return None
         if self._returning:
-            entry = self._returning.popleft()
+            entry, _ = self._returning.popitem(last=False)
             return self._put(entry, self._places.choose_for(entry.request.group))
         choice = self._places.choose(self._plan.waiting)
         while choice is None:

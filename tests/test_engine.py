@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from itertools import pairwise
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
+from scheduler.backends.base import RawAnswer
 from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
 from scheduler.errors import (
@@ -18,6 +21,7 @@ from scheduler.errors import (
     RequestRejected,
     StepAborted,
 )
+from scheduler.types import FinishReason, Request
 from tests.doubles import TracingBackend, always, config, random_delays
 from tests.questions import SCHEMA, names, names_of, question, questions, transcript
 
@@ -99,6 +103,40 @@ async def test_more_slots_than_the_backend_has_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"slots is 5, but backend 'default' \(fake\) has 4"):
         async with Scheduler(FakeBackend(slots=4), config(slots=5)):
             pytest.fail("opened")
+
+
+async def test_a_task_serves_one_request_after_the_other() -> None:
+    class Who(FakeBackend):
+        def __init__(self) -> None:
+            super().__init__(slots=3)
+            self.tasks: set[str | None] = set()
+
+        async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
+            me.set(me.get(request.agent_id))  # kept by the task that runs here
+            self.tasks.add(me.get())
+            return await super().generate(request, seed=seed, slot=slot)
+
+    me: ContextVar[str] = ContextVar("me")
+    backend = Who()
+    async with Scheduler(backend) as scheduler:
+        await scheduler.run_step(questions(50))
+    assert backend.tasks == {"agent-000", "agent-001", "agent-002"}
+
+
+async def test_a_backend_that_never_waits_leaves_the_loop_to_others() -> None:
+    class Eager(FakeBackend):
+        async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
+            self.calls += 1
+            return RawAnswer("at once", FinishReason.STOP)
+
+    backend = Eager(slots=2)
+    async with Scheduler(backend) as scheduler, anyio.create_task_group() as tasks:
+        tasks.start_soon(scheduler.run_step, questions(100))
+        while backend.calls < 10:  # each look is a turn of the loop
+            await checkpoint()
+        assert backend.calls < 90
+        tasks.cancel_scope.cancel()
+    assert backend.calls < 100
 
 
 async def test_requests_of_one_prefix_group_stay_together() -> None:

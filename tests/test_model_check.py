@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -57,8 +57,7 @@ class LaneAgainstLists(RuleBasedStateMachine):
     def put(self, group: str, tokens: int) -> None:
         assert not self.lane.queue.full_for(TENANT)
         asked = question(self.number, prefix_group=group, sampling=Sampling(max_tokens=tokens))
-        no_scope = cast(Any, None)  # one needs an event loop
-        entry = Entry(asked, self.step, TENANT, queued_at=0.0, scope=no_scope)
+        entry = Entry(asked, self.step, TENANT, asked_at=0.0)
         self.number += 1
         self.lane.queue.put(entry)
         self.queued.append(entry)

@@ -131,6 +131,6 @@ class Placement(Protocol):
         """Whether requests of the prefix group are best answered on `slot`."""
         ...
 
-    async def watch(self, changed: Callable[[], None]) -> None:
+    async def watch(self, changed: Callable[[], object]) -> None:
         """Run until cancelled; call `changed` when slots can be used again."""
         ...

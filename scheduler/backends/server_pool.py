@@ -161,13 +161,13 @@ class ServerPool:
         up = [member for member in self._members if member.up] or self._members
         return self._places[slot][0] is max(up, key=lambda member: _weight(group, member.number))
 
-    async def watch(self, changed: Callable[[], None]) -> None:
+    async def watch(self, changed: Callable[[], object]) -> None:
         """Look for servers that were lost, until cancelled; call `changed` when one is back."""
         async with anyio.create_task_group() as group:
             for member in self._members:
                 group.start_soon(self._watch_one, member, changed)
 
-    async def _watch_one(self, member: _Member, changed: Callable[[], None]) -> None:
+    async def _watch_one(self, member: _Member, changed: Callable[[], object]) -> None:
         while True:
             await member.lost.wait()
             while not member.up:
