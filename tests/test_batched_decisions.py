@@ -255,6 +255,22 @@ def test_prefixes_that_were_used_least_recently_give_way() -> None:
     assert prefixes.find(text_of(*OTHER, *range(9)), (), ()).source == 2
 
 
+def test_what_outlasts_a_step_is_not_given_up_for_its_world() -> None:
+    prefixes = Prefixes(GRAINED, slots=1, sequences=3)
+
+    def keep(beginning: tuple[int, ...], world: int) -> int | None:
+        prefix = text_of(*beginning, *range(world, world + 4))
+        number = prefixes.keeper(prefix, len(beginning))
+        if number is not None:
+            prefixes.hold(number, prefix)
+        return number
+
+    assert [keep(SYSTEM, 20), keep(OTHER, 20)] == [1, 2]
+    # The next step's world takes the place of the one before, though the other is older.
+    assert [keep(OTHER, 30), keep(OTHER, 40), keep(SYSTEM, 30)] == [2, 2, 1]
+    assert keep((200, 201, 202, 203), 20) == 2
+
+
 def test_without_spare_sequences_nothing_is_kept() -> None:
     assert Prefixes(GRAINED, slots=2, sequences=2).keeper(text_of(*SYSTEM)) is None
 

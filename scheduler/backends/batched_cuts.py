@@ -29,11 +29,13 @@ class Text:
         tokens: What is read, in this order.
         ends: Where its chunks must end, ascending; of no meaning where cuts are grained.
         border: How many of its first tokens other prompts may well begin with too.
+        lasting: How many of these belong to the system message, which outlasts a step.
     """
 
     tokens: Tokens
     ends: tuple[int, ...] = ()
     border: int = 0
+    lasting: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -84,8 +86,9 @@ class Grained:
     def text(self, tokens: Sequence[int], system_tokens: int, shared: Sequence[int] = ()) -> Text:
         """Return a prompt; where it is cut is decided when it is read."""
         array = np.array(tokens, dtype=np.int32)
-        border = self._down(max((system_tokens, *shared)))
-        return Text(array, border=min(border, self._last(len(array))))
+        last = self._last(len(array))
+        border = min(self._down(max((system_tokens, *shared))), last)
+        return Text(array, border=border, lasting=min(self._down(system_tokens), last))
 
     def end(self, text: Text, start: int) -> int:
         """Return where the next of the fewest chunks ends, which are about equally long."""
@@ -119,7 +122,8 @@ class Fixed:
             end += len(chunk)
             ends.append(end)
         border = border_of(tokens, max((system_tokens, *shared)))
-        return Text(np.array(tokens, dtype=np.int32), tuple(ends), border)
+        lasting = border_of(tokens, system_tokens)
+        return Text(np.array(tokens, dtype=np.int32), tuple(ends), border, lasting)
 
     def end(self, text: Text, start: int) -> int:
         """Return the next place where the prompt is cut."""

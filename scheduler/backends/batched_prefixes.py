@@ -78,8 +78,15 @@ class Prefixes:
         """Note that `sequence` holds exactly `text`."""
         self._held[sequence] = text
 
-    def keeper(self, prefix: Text) -> int | None:
-        """Return the sequence that is to keep `prefix`: the one used least recently.
+    def keeper(self, prefix: Text, lasting: int = 0) -> int | None:
+        """Return the sequence that is to keep `prefix`.
+
+        One that begins with the same `lasting` tokens, if there is one: the worlds of two steps
+        differ after the same system message. Else the one used least recently.
+
+        Args:
+            prefix: What is to be kept.
+            lasting: How many of its first tokens are shared for longer than the others.
 
         Returns:
             None where it is kept already, which then counts as used, or where nothing is kept.
@@ -91,7 +98,8 @@ class Prefixes:
                 return None
         if not keepers:
             return None
-        chosen = min(keepers, key=lambda number: self._used[number])
+        outdated = [n for n in keepers if self._holds(n, prefix.first(lasting))] if lasting else []
+        chosen = min(outdated or keepers, key=lambda number: self._used[number])
         self._use(chosen)
         return chosen
 

@@ -160,7 +160,7 @@ class Sequences:
     def _keep_prefix(self, sequence: int, text: Text) -> None:
         """Keep what other prompts may well share with the one in `sequence`, if it is new."""
         prefix = text.first(text.border)
-        keeper = self._prefixes.keeper(prefix) if len(prefix) else None
+        keeper = self._prefixes.keeper(prefix, text.lasting) if len(prefix) else None
         if keeper is not None:
             self._copy(sequence, keeper)
             self._keep(keeper, text.border)
