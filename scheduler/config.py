@@ -322,6 +322,8 @@ def _quoted(value: Any) -> str:
 
 def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
     for part in place:
+        if part.isdecimal():  # a place in a list
+            continue
         annotation = model.model_fields[part].annotation
         model = next(
             kind

@@ -1,4 +1,4 @@
-"""The `swarm` command: upstream's, plus our options on `run`.
+"""The `swarm` command: upstream's, plus our options on `run`, plus `sweep`.
 
 Without `--inference-scheduler` upstream's command runs untouched, exit codes
 included. With it our options are taken out, upstream parses the rest, and its
@@ -43,6 +43,9 @@ def _main(given: list[str], *, whole_process: bool) -> int:
                 restart_with_fixed_hash_seed()
             with terminable():
                 return _scheduled_run(given)
+    if given[:1] == ["sweep"]:
+        with terminable():
+            return _sweep(given, whole_process=whole_process)
     from swarm_integration import compat
 
     if whole_process:
@@ -51,6 +54,17 @@ def _main(given: list[str], *, whole_process: bool) -> int:
         run=lambda args, cmd_run: cmd_run(args), build=lambda scenario, build: build(scenario)
     ) as upstream:
         return upstream(given)
+
+
+def _sweep(given: list[str], *, whole_process: bool) -> int:
+    from swarm_integration.sweep_options import sweep_parser
+
+    args = sweep_parser(count=_count, slots=_slots, port=_port).parse_args(given[1:])
+    if whole_process:
+        restart_with_fixed_hash_seed()
+    from swarm_integration.sweep.command import sweep
+
+    return sweep(args, given)
 
 
 def our_options() -> argparse.ArgumentParser:

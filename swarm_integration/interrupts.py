@@ -13,9 +13,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from scheduler.engine import Scheduler
 from scheduler.errors import RunEndingError
 
 
@@ -23,8 +22,21 @@ class RunInterrupted(RunEndingError):
     """The user has asked the run to end."""
 
 
+class Endable(Protocol):
+    """What Ctrl-C ends: a `Scheduler`, or the runs of a sweep."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way."""
+        ...
+
+    def end(self, error: RunEndingError) -> None:
+        """Start nothing more and end with `error`; what is in flight is finished and kept."""
+        ...
+
+
 @contextmanager
-def ended_by_ctrl_c(scheduler: Scheduler) -> Iterator[None]:
+def ended_by_ctrl_c(scheduler: Endable) -> Iterator[None]:
     """Let the first Ctrl-C end `scheduler`'s steps; elsewhere than in the main thread, nothing.
 
     Raises:

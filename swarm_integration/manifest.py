@@ -14,7 +14,7 @@ from swarm_integration.config import InferenceConfig
 from swarm_integration.reproducible import Reproducible
 from swarm_integration.scenario import Rehearsal
 from swarm_integration.services import without_login
-from swarm_integration.startup import Parts, Started
+from swarm_integration.startup import Started
 
 if TYPE_CHECKING:
     from swarm_integration.run import RunOptions
@@ -47,13 +47,11 @@ def facts(options: RunOptions, scenario: Any) -> dict[str, Any]:
     }
 
 
-def started_facts(
-    started: Started, parts: Parts, reproducible: Reproducible | None
-) -> dict[str, Any]:
+def started_facts(started: Started, reproducible: Reproducible | None) -> dict[str, Any]:
     """Return what is known once the backends are up."""
     return {
         "backends": {name: backend_facts(info) for name, info in started.infos.items()},
-        "server": None if parts.server is None else {"flags": parts.server.command[1:]},
+        "server": None if started.server is None else {"flags": started.server.command[1:]},
         "served_by": {agent_id: one.backend for agent_id, one in started.fleet.services.items()},
         "determinism": {
             "simulation": list(reproducible.repairs) if reproducible else "not repaired",

@@ -15,11 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import anyio.from_thread
 
-from scheduler.engine import Scheduler
 from scheduler.errors import SchedulerError
 from scheduler.types import Completion, Request
 from swarm_integration.idle import SimulationLoop
@@ -92,6 +91,15 @@ class Phase:
 
 _asking: ContextVar[Participant] = ContextVar("participant")
 
+
+class Asker(Protocol):
+    """Who answers a round of questions; a `Scheduler` is one."""
+
+    async def run_step(self, requests: Sequence[Request]) -> list[Completion]:
+        """Return the completions of `requests`, in their order."""
+        ...
+
+
 RequestMaker = Callable[[int], Request]
 """Makes the request from its ordinal: how many of its kind the agent asked before."""
 
@@ -103,7 +111,7 @@ class Rounds:
         scheduler: Who answers, or None when no agent has a model.
     """
 
-    def __init__(self, scheduler: Scheduler | None) -> None:
+    def __init__(self, scheduler: Asker | None) -> None:
         self._scheduler = scheduler
         self._asked: Counter[tuple[str, str]] = Counter()
         self._open: list[Question] = []

@@ -2,7 +2,8 @@
 
 `open_run` checks everything and starts the backends before the simulation is
 built; `Run.build` then builds it and lets `Run.drive` stand for upstream's
-`Orchestrator.run`. Both use one event loop, which lives as long as the run.
+`Orchestrator.run`. Both use one event loop, which lives as long as the run; its
+inference may be in another place, which it shares with other runs (`place.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
 from swarm_integration.live import watching
 from swarm_integration.monitoring import NO_ENDPOINT, Endpoint, metrics_endpoint
 from swarm_integration.outputs import Outputs
+from swarm_integration.place import OwnPlace, Place
 from swarm_integration.progress import Progress
 from swarm_integration.reproducible import Reproducible
 from swarm_integration.rounds import Rounds
@@ -80,6 +82,7 @@ class Run:
         reproducible: The repairs, or None when they are off.
         runner: The event loop of the run.
         endpoint: Where its metrics are shown.
+        place: Where its inference happens; on its own loop if not given.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Run:
         reproducible: Reproducible | None,
         runner: asyncio.Runner,
         endpoint: Endpoint = NO_ENDPOINT,
+        place: Place | None = None,
     ) -> None:
         self._options = options
         self._scenario = scenario
@@ -99,6 +103,7 @@ class Run:
         self._reproducible = reproducible
         self._runner = runner
         self._endpoint = endpoint
+        self._place = OwnPlace(runner) if place is None else place
         self._progress: Progress | None = None
         self.summary = ""
         self.directory = directory
@@ -108,6 +113,11 @@ class Run:
     def seed(self) -> int | None:
         """The run's seed."""
         return self._options.overrides["seed"]
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it is; None before its first step."""
+        return self._progress
 
     def build(self, scenario: Any, build_orchestrator: Callable[[Any], Any]) -> Any:
         """Build an orchestrator whose `run` is this run."""
@@ -140,14 +150,12 @@ class Run:
 
     async def _drive(self, simulation: Simulation) -> list[Any]:
         started = time.monotonic()
-        async with Scheduler(
-            self._started.fleet.backends,
-            self._started.scheduler,
-            log=self.directory.log,
-            journal=self._started.journal,
-        ) as scheduler:
+        async with self._place.scheduler(
+            self._started, self._options.config.scheduler, self.directory.log
+        ) as seat:
+            scheduler = seat.scheduler
             self._endpoint.watch(scheduler)
-            rounds = Rounds(scheduler)
+            rounds = Rounds(seat.asker)
             llm_agents = LlmAgents(
                 self._started.fleet.services, rounds, simulation.state, self._started.instructions
             )
@@ -210,7 +218,7 @@ class Run:
         slots = {name: lane.slots for name, lane in scheduler.lanes.items()}
         totals = {
             **scheduler.stats.summary(),
-            "batches": sum(lane.batches for lane in scheduler.lanes.values()),
+            "batches": sum(lane.batches_of(scheduler) for lane in scheduler.lanes.values()),
             "rounds": rounds.played,
             "server_restarts": self._started.restarts.count if self._started.restarts else 0,
             "wall_s": round(wall_s, 3),
@@ -238,8 +246,12 @@ class Run:
 
 
 @contextmanager
-def open_run(options: RunOptions) -> Iterator[Run]:
+def open_run(options: RunOptions, place: Place | None = None) -> Iterator[Run]:
     """Check everything, start the backends, and give them back afterwards.
+
+    Args:
+        options: What was asked for.
+        place: Where the inference happens; on the run's own loop if not given.
 
     Raises:
         ConfigError: Something can't be run; nothing of the simulation has started.
@@ -248,17 +260,24 @@ def open_run(options: RunOptions) -> Iterator[Run]:
     options = _with_seed(options, scenario)
     path = options.run_dir or default_run_dir(scenario.scenario_id, options.overrides["seed"])
     with (
-        metrics_endpoint(options.config.metrics.port, quiet=options.quiet) as endpoint,
+        _endpoint_of(options, place) as endpoint,
         RunDirectory(path, resume=options.resume) as directory,
-        recorded_end(directory),
+        recorded_end(directory, hint=place is None),
     ):
         directory.log = endpoint.listening(directory.log)
         parts = Parts()
         with asyncio.Runner(loop_factory=SimulationLoop) as runner:
+            there = OwnPlace(runner) if place is None else place
             try:
-                yield from _opened(options, scenario, directory, parts, runner, endpoint)
+                yield from _opened(options, scenario, directory, parts, runner, endpoint, there)
             finally:
-                runner.run(parts.aclose())
+                there.run(parts.aclose())
+
+
+def _endpoint_of(options: RunOptions, place: Place | None) -> AbstractContextManager[Endpoint]:
+    if place is not None and place.endpoint is not None:
+        return nullcontext(place.endpoint)
+    return metrics_endpoint(options.config.metrics.port, quiet=options.quiet)
 
 
 def _opened(
@@ -268,6 +287,7 @@ def _opened(
     parts: Parts,
     runner: asyncio.Runner,
     endpoint: Endpoint,
+    place: Place,
 ) -> Iterator[Run]:
     config = options.config
     rehearsal = rehearse(options.scenario, options.overrides)
@@ -276,7 +296,7 @@ def _opened(
         directory.path, None if memory is None else Path(memory), earlier=directory.earlier
     )
     directory.update_manifest(state="starting", **manifest.facts(options, scenario))
-    started = runner.run(start(config, rehearsal, directory, parts))
+    started = place.run(start(config, rehearsal, directory, parts, place.common))
     reproducible = make_reproducible(options, scenario)
     now = identity(
         scenario=options.scenario,
@@ -301,11 +321,13 @@ def _opened(
         copies=copies,
         brought_out=outputs.brought_out,
         **manifest.facts(options, scenario),
-        **manifest.started_facts(started, parts, reproducible),
+        **manifest.started_facts(started, reproducible),
         agents=manifest.agent_facts(rehearsal),
     )
     with reproducible.active() if reproducible else nullcontext():
-        yield Run(options, scenario, directory, started, outputs, reproducible, runner, endpoint)
+        yield Run(
+            options, scenario, directory, started, outputs, reproducible, runner, endpoint, place
+        )
     outputs.finish()
     directory.update_manifest(brought_out=outputs.brought_out)
 

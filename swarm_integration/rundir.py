@@ -264,8 +264,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded_end(directory: RunDirectory) -> Iterator[None]:
-    """Write into manifest and log how the run ended."""
+def recorded_end(directory: RunDirectory, *, hint: bool = True) -> Iterator[None]:
+    """Write into manifest and log how the run ended.
+
+    Args:
+        directory: The run's.
+        hint: Print how to go on with a run that did not end well.
+    """
     state, reason = "completed", None
     try:
         yield
@@ -290,6 +295,6 @@ def recorded_end(directory: RunDirectory) -> Iterator[None]:
                 directory.log.info(
                     "run.ended", state=state, reason=reason, trace_hash=directory.trace_hash
                 )
-        if state != "completed" and directory.holds_answers:
-            hint = f"What was answered is kept. To go on: add --resume --run-dir {directory.path}"
-            print(hint, file=sys.stderr)  # noqa: T201  # the one moment when it helps
+        if hint and state != "completed" and directory.holds_answers:
+            text = f"What was answered is kept. To go on: add --resume --run-dir {directory.path}"
+            print(text, file=sys.stderr)  # noqa: T201  # the one moment when it helps

@@ -66,6 +66,7 @@ def muster(
     slots: Slots = "auto",
     log: EventLog | None = None,
     restarts: Restarts | None = None,
+    made: dict[Endpoint, Backend] | None = None,
 ) -> Fleet:
     """Make the backends that the LLM agents of a scenario need, one per place of a model.
 
@@ -77,6 +78,9 @@ def muster(
         slots: `scheduler.slots`, for the endpoints that can't be asked for theirs.
         log: Is told what an endpoint does not take.
         restarts: Starts that server again when it has died.
+        made: Backends that other runs have made and this one shares, to which it adds its
+            own. Those that go through upstream's methods keep to one run's agents and are
+            not shared. None: all of this run's are its own.
 
     Raises:
         ScenarioError: An agent's provider can't be used: no API key, unknown.
@@ -93,10 +97,14 @@ def muster(
         agent_id: service_of(names.of_agent[agent_id], block, config, rehearsal.seed)
         for agent_id, block in rehearsal.blocks.items()
     }
-    backends = {
-        names.of_endpoint[endpoint]: maker.backend(endpoint, agents, services)
-        for endpoint, agents in served.items()
-    }
+    backends: dict[str, Backend] = {}
+    for endpoint, agents in served.items():
+        backend = None if made is None else made.get(endpoint)
+        if backend is None:
+            backend = maker.backend(endpoint, agents, services)
+            if made is not None and endpoint.engine != "upstream":
+                made[endpoint] = backend
+        backends[names.of_endpoint[endpoint]] = backend
     return Fleet(backends, services, names_must_match=config.kind == "auto")
 
 

@@ -6,6 +6,7 @@ whatever goes wrong on the way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from scheduler.backends.base import Backend, BackendInfo
 from scheduler.config import SchedulerConfig
 from scheduler.errors import AttemptError, BackendUnavailable, ConfigError, ServerError
 from scheduler.journal import Journal
+from scheduler.observe import EventLog
 from scheduler.restarts import Restarts
 from scheduler.server import ManagedServer, ServerSpec
 from scheduler.server_command import default_threads
 from swarm_integration.config import InferenceConfig
 from swarm_integration.errors import FitnessError
 from swarm_integration.fitness import check_fitness, estimated_context
-from swarm_integration.managed import managed_slots, with_prefix_copies
+from swarm_integration.managed import managed_slots, prompt_prefixes, with_prefix_copies
+from swarm_integration.providers import Endpoint
 from swarm_integration.quoting import quotes
 from swarm_integration.rundir import JOURNAL, SERVER_LOG, RunDirectory
 from swarm_integration.scenario import Rehearsal
@@ -67,12 +70,41 @@ class Started:
     scheduler: SchedulerConfig
     certified: dict[str, dict[str, Any]] = field(default_factory=dict)
     restarts: Restarts | None = None
+    server: ManagedServer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What several runs share, or one has to itself.
+
+    Attributes:
+        context: Tokens per slot, where this project decides it.
+        server: The server that was started, or None.
+        restarts: Starts it again, None without one.
+        backends: Those that were made, by the place of their model.
+    """
+
+    context: int
+    server: ManagedServer | None = None
+    restarts: Restarts | None = None
+    backends: dict[Endpoint, Backend] = field(default_factory=dict)
 
 
 async def start(
-    config: InferenceConfig, rehearsal: Rehearsal, directory: RunDirectory, parts: Parts
+    config: InferenceConfig,
+    rehearsal: Rehearsal,
+    directory: RunDirectory,
+    parts: Parts,
+    common: Common | None = None,
 ) -> Started:
     """Start server, backends and journal; check that the scenario fits.
+
+    Args:
+        config: The effective configuration.
+        rehearsal: The scenario's LLM agents.
+        directory: Where the run writes.
+        parts: Is told of what the run must give back.
+        common: What others have started and this run shares with them; they give it back.
 
     Raises:
         ConfigError: Something does not fit, or a backend is not there.
@@ -82,30 +114,70 @@ async def start(
         structured=config.scheduler.structured_output,
         full_ids=config.actions.full_ids,
     )
+    if common is None:
+        common = await start_common(config, [rehearsal], directory.path, directory.log, parts)
     try:
-        parts.server = await _start_server(config, rehearsal, directory)
-        url, restarts = None, None
-        if parts.server is not None:
-            url, limit = parts.server.base_url, config.backend.max_restarts
-            restarts = Restarts(parts.server, limit=limit, log=directory.log)
         fleet = muster(
             rehearsal,
             config.backend,
-            managed_url=url,
-            context=_context(config, rehearsal),
+            managed_url=common.server.base_url if common.server else None,
+            context=common.context,
             slots=config.scheduler.slots,
             log=directory.log,
-            restarts=restarts,
+            restarts=common.restarts,
+            made=common.backends,
         )
-        parts.backends.extend(fleet.backends.values())
+        shared = common.backends.values()
+        parts.backends.extend(one for one in fleet.backends.values() if one not in shared)
         await check_fitness(rehearsal, fleet, instructions, config.scheduler.slots)
     except (AttemptError, BackendUnavailable, ServerError) as exc:
         raise FitnessError(str(exc)) from exc
     infos = {name: await backend.start() for name, backend in fleet.backends.items()}
     parts.journal = await _open_journal(config, directory)
-    certified = quotes(infos, parts.server, config, directory.path)
-    scheduler = with_prefix_copies(config, rehearsal, parts.server)
-    return Started(fleet, infos, instructions, parts.journal, scheduler, certified, restarts)
+    certified = quotes(infos, common.server, config, directory.path)
+    scheduler = with_prefix_copies(config, rehearsal, common.server)
+    return Started(
+        fleet,
+        infos,
+        instructions,
+        parts.journal,
+        scheduler,
+        certified,
+        common.restarts,
+        common.server,
+    )
+
+
+async def start_common(
+    config: InferenceConfig,
+    rehearsals: Sequence[Rehearsal],
+    directory: Path,
+    log: EventLog,
+    parts: Parts,
+) -> Common:
+    """Start the server, if one is wanted, with room for the prompts of all scenarios.
+
+    Backends are made by the first run that needs them; whoever calls this gives back all
+    that is in the result.
+
+    Raises:
+        FitnessError: The server does not start.
+    """
+    context = max((_context(config, one) for one in rehearsals), default=0)
+    if not config.backend.managed or not any(one.blocks for one in rehearsals):
+        return Common(context)
+    parts.server = ManagedServer(
+        server_spec(config, context, max(rehearsals, key=prompt_prefixes)),
+        log_path=directory / SERVER_LOG,
+        start_timeout_s=config.backend.ready_timeout_s,
+    )
+    try:
+        await parts.server.start()
+    except ServerError as exc:
+        raise FitnessError(str(exc)) from exc
+    log.info("server.started", pid=parts.server.pid, base_url=parts.server.base_url)
+    restarts = Restarts(parts.server, limit=config.backend.max_restarts, log=log)
+    return Common(context, parts.server, restarts)
 
 
 async def _open_journal(config: InferenceConfig, directory: RunDirectory) -> Journal:
@@ -123,21 +195,6 @@ async def _open_journal(config: InferenceConfig, directory: RunDirectory) -> Jou
 def _context(config: InferenceConfig, rehearsal: Rehearsal) -> int:
     context = config.backend.context_per_slot
     return estimated_context(rehearsal) if context == "auto" else context
-
-
-async def _start_server(
-    config: InferenceConfig, rehearsal: Rehearsal, directory: RunDirectory
-) -> ManagedServer | None:
-    if not config.backend.managed or not rehearsal.blocks:
-        return None
-    server = ManagedServer(
-        server_spec(config, _context(config, rehearsal), rehearsal),
-        log_path=directory.path / SERVER_LOG,
-        start_timeout_s=config.backend.ready_timeout_s,
-    )
-    await server.start()
-    directory.log.info("server.started", pid=server.pid, base_url=server.base_url)
-    return server
 
 
 def server_spec(
