@@ -56,10 +56,15 @@ def _main(given: list[str], *, whole_process: bool) -> int:
         return upstream(given)
 
 
-def _sweep(given: list[str], *, whole_process: bool) -> int:
+def sweep_options() -> argparse.ArgumentParser:
+    """Return the parser of `swarm sweep`."""
     from swarm_integration.sweep_options import sweep_parser
 
-    args = sweep_parser(count=_count, slots=_slots, port=_port).parse_args(given[1:])
+    return sweep_parser(count=_count, slots=_slots, port=_port)
+
+
+def _sweep(given: list[str], *, whole_process: bool) -> int:
+    args = sweep_options().parse_args(given[1:])
     if whole_process:
         restart_with_fixed_hash_seed()
     from swarm_integration.sweep.command import sweep

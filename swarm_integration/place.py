@@ -70,10 +70,13 @@ class OwnPlace:
 
     @asynccontextmanager
     async def scheduler(
-        self, started: Started, config: SchedulerConfig, log: EventLog
+        self,
+        started: Started,
+        config: SchedulerConfig,  # noqa: ARG002 - what follows from the run's own server is added
+        log: EventLog,
     ) -> AsyncIterator[Seat]:
         """Keep a scheduler open for the time of the block."""
         async with Scheduler(
-            started.fleet.backends, config, log=log, journal=started.journal
+            started.fleet.backends, started.scheduler, log=log, journal=started.journal
         ) as scheduler:
             yield Seat(scheduler, scheduler)

@@ -114,6 +114,7 @@ async def start(
         structured=config.scheduler.structured_output,
         full_ids=config.actions.full_ids,
     )
+    alone = common is None
     if common is None:
         common = await start_common(config, [rehearsal], directory.path, directory.log, parts)
     try:
@@ -127,7 +128,7 @@ async def start(
             restarts=common.restarts,
             made=common.backends,
         )
-        shared = common.backends.values()
+        shared = [] if alone else list(common.backends.values())
         parts.backends.extend(one for one in fleet.backends.values() if one not in shared)
         await check_fitness(rehearsal, fleet, instructions, config.scheduler.slots)
     except (AttemptError, BackendUnavailable, ServerError) as exc:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from swarm_integration.cli import our_options
+from swarm_integration.cli import our_options, sweep_options
 from swarm_integration.commands import _parser
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +90,9 @@ def test_commands_and_options_exist(words: list[str], of_upstream: set[str]) -> 
     if rest[:2] == ["-m", "swarm_integration"]:
         program, rest = "swarm", rest[2:]
     if program == "swarm":
+        if rest[0] == "sweep":
+            sweep_options().parse_args(rest[1:])
+            return
         assert rest[0] in ("run", "list", "agents")
         _, unknown = our_options().parse_known_args(rest)
         assert options_of(unknown) <= of_upstream
@@ -127,7 +130,7 @@ def test_yaml_blocks_load(document: Path) -> None:
 
 def test_commands_document_names_every_option() -> None:
     text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
-    parsers = [our_options(), *subcommands(_parser()).values()]
+    parsers = [our_options(), sweep_options(), *subcommands(_parser()).values()]
     options = {word for one in parsers for action in one._actions for word in action.option_strings}
     missing = {word for word in options - {"-h", "--help"} if f"`{word}" not in text}
     assert not missing

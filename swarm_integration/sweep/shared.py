@@ -108,7 +108,11 @@ class SharedPlace:
     async def scheduler(
         self, started: Started, config: SchedulerConfig, log: EventLog
     ) -> AsyncIterator[Seat]:
-        """Keep a scheduler open on the shared loop for the time of the block."""
+        """Keep a scheduler open on the shared loop for the time of the block.
+
+        It has the settings as configured: `prefix_copies`, which a run chooses for a server
+        of its own, would keep slots free that the questions of other runs can use.
+        """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is not None:
             self._simulation = loop, task

@@ -120,3 +120,24 @@ def test_a_killed_run_is_resumed_with_other_slots(words: list[str], tmp_path: Pa
     resumed = [*words, "--slots", "16", "--run-dir", str(broken), "--resume"]
     assert cli.main(resumed) == 0
     assert manifest(broken)["trace_hash"] == manifest(whole)["trace_hash"]
+
+
+def test_runs_of_a_sweep_share_one_model_and_keep_their_hashes(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Three runs at a time on four slots; each as if it had the model to itself."""
+    [_, scenario, *options] = words
+    rest = [word for word in options if word not in ("--seed", "42")]
+    output = tmp_path / "r.csv"
+    sweep = ["sweep", scenario, *rest, "--seeds", "42-44", "--jobs", "3", "--output", str(output)]
+    assert cli.main([*sweep, "--slots", "4"]) == 0
+    hashes = {}
+    for seed in (42, 43, 44):
+        run = tmp_path / "r.runs" / f"base-seed{seed}"
+        hashes[seed] = manifest(run)["trace_hash"]
+    assert len(set(hashes.values())) == 3
+    for seed in (42, 44):
+        alone = tmp_path / f"alone-{seed}"
+        again = ["run", scenario, *rest, "--seed", str(seed), "--slots", "4"]
+        assert cli.main([*again, "--run-dir", str(alone)]) == 0
+        assert manifest(alone)["trace_hash"] == hashes[seed]
