@@ -11,6 +11,7 @@ from pydantic import Field
 
 from scheduler.config import Section, validate
 from scheduler.errors import ConfigError
+from scheduler.yaml_text import load_yaml
 from swarm_integration.sweep.design import SweepParameter, parse_seeds
 
 
@@ -51,7 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: It can't be read, or is no mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {exc}") from exc
     except yaml.YAMLError as exc:

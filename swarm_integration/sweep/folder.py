@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from scheduler.errors import ConfigError
+from swarm_integration.files import has_alone
 from swarm_integration.sweep.design import PlannedRun
 
 SWEEP_MANIFEST = "sweep.json"
@@ -91,17 +93,31 @@ class Folder:
         _check_writable(self.csv.parent)
 
     def make(self, manifest: Mapping[str, Any]) -> None:
-        """Make the folder of the runs with its manifest, or write the manifest anew.
+        """Make the folder of the runs with its manifest, unless it is there.
 
         Both come at once: a process killed at any moment leaves a sweep, or nothing.
         """
         if self.manifest.exists():
-            self.write_manifest(manifest)
             return
         draft = self.runs.with_name(f".{self.runs.name}.part")
         draft.mkdir(parents=True, exist_ok=True)
         Folder(self.csv, self.summary, self.picture, draft).write_manifest(manifest)
         draft.rename(self.runs)
+
+    @contextmanager
+    def log_alone(self) -> Iterator[TextIO]:
+        """Open the sweep's log and keep other processes out for the time of the block.
+
+        Raises:
+            ConfigError: Another sweep is under way here.
+        """
+        with (self.runs / LOG).open("a", encoding="utf-8", newline="\n") as file:
+            if not has_alone(file):
+                raise ConfigError(
+                    f"the sweep in {self.runs} is under way in another process. Wait for its end, "
+                    "or give another --output"
+                )
+            yield file
 
     def write_manifest(self, entries: Mapping[str, Any]) -> None:
         """Write the manifest, whole or not at all."""

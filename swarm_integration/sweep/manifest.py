@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from swarm_integration.identity import scenario_sha256, versions
+from swarm_integration.keyless import without_secrets
 from swarm_integration.manifest import platform_facts, written_configuration
-from swarm_integration.rundir import CONFIGURATION, file_sha256, without_secrets
+from swarm_integration.rundir import CONFIGURATION, file_sha256
 from swarm_integration.sweep.folder import BASE, SWEEP_FILE, Folder, write_whole
 from swarm_integration.sweep.plan import SweepPlan
 from swarm_integration.sweep.results import SweepResults

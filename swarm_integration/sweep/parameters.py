@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from scheduler.errors import ConfigError
+from scheduler.yaml_text import load_yaml
 
 Key = str | int
 _PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
@@ -129,6 +130,6 @@ def parse_value(text: str) -> Any:
     if _NUMBER.fullmatch(plain):
         return int(plain) if plain.lstrip("+-").isdecimal() else float(plain)
     try:
-        return yaml.safe_load(plain)
+        return load_yaml(plain)
     except yaml.YAMLError as exc:
         raise ConfigError(f"the value {plain!r} is not YAML. Put it into quotes") from exc

@@ -26,7 +26,7 @@ from swarm_integration.schemas import Instructions
 from swarm_integration.services import muster
 from swarm_integration.startup import Common, Parts, start_common
 from swarm_integration.sweep.design import PlannedRun, SweepConfig
-from swarm_integration.sweep.folder import LOG, Folder, check_covers, folder_of, write_whole
+from swarm_integration.sweep.folder import Folder, check_covers, folder_of, write_whole
 from swarm_integration.sweep.manifest import finished_manifest, keep_inputs, started_manifest
 from swarm_integration.sweep.outcome import outcome_of, write_outcome
 from swarm_integration.sweep.plan import SweepPlan, plan_sweep
@@ -93,17 +93,19 @@ class SweepRunner:
                 check_covers(self.folder.earlier() or {}, plan.runs, self.folder)
             todo = [run for run in plan.runs if not plan.finished(run, self.folder)]
             self._status.begin(len(plan.runs), finished=len(plan.runs) - len(todo))
-            self._begin(plan)
-            try:
-                self._play(plan, todo, progress_callback)
-            except SchedulerError:
-                self._undo_begin(plan)
-                raise
-        return self._end(plan)
-
-    def _begin(self, plan: SweepPlan) -> None:
-        self.folder.make(started_manifest(plan, self._jobs))
-        keep_inputs(plan, self.folder)
+            with ExitStack() as stack:
+                manifest = started_manifest(plan, self._jobs)
+                self.folder.make(manifest)
+                log_file = stack.enter_context(self.folder.log_alone())
+                self.folder.write_manifest(manifest)
+                keep_inputs(plan, self.folder)
+                try:
+                    log = open_run_log(log_file, sweep=self.config.name)
+                    self._play(plan, todo, log, progress_callback)
+                except SchedulerError:
+                    self._undo_begin(plan)
+                    raise
+                return self._end(plan)
 
     def _undo_begin(self, plan: SweepPlan) -> None:
         """Leave nothing where nothing has been run."""
@@ -125,13 +127,15 @@ class SweepRunner:
         return results
 
     def _play(
-        self, plan: SweepPlan, todo: Sequence[PlannedRun], callback: ProgressCallback | None
+        self,
+        plan: SweepPlan,
+        todo: Sequence[PlannedRun],
+        log: EventLog,
+        callback: ProgressCallback | None,
     ) -> None:
         if not todo:
             return
         with ExitStack() as stack:
-            log_file = stack.enter_context((self.folder.runs / LOG).open("a", encoding="utf-8"))
-            log = open_run_log(log_file, sweep=self.config.name)
             port = self.config.inference.metrics.port
             endpoint = stack.enter_context(metrics_endpoint(port, quiet=self._quiet))
             stack.enter_context(self._status.shown(quiet=self._quiet))

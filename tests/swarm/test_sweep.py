@@ -317,6 +317,15 @@ def test_a_resumed_sweep_must_be_the_same_one(capsys: pytest.CaptureFixture[str]
     assert "mode was 'serial', is 'batch'" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files can't be taken there")
+def test_a_sweep_under_way_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    child = Child(*sweep("--jobs", 2, config="slow.yaml"))
+    assert child.wait_for((RUNS / NAMES[0]).absolute(), "request.answered", 1), child.text()
+    assert swarm(*sweep("--resume")) == 2
+    assert "under way in another process" in capsys.readouterr().err
+    assert child.wait() == 0, child.text()
+
+
 # --- bad input
 
 
