@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from swarm_integration.hashseed import SWITCH_OFF, restart_environment
+from swarm_integration.hashseed import SWITCH_OFF, _wait_for, restart_environment
 
 PROGRAM = """
 import os, sys
@@ -54,6 +54,26 @@ def test_stays_where_the_hash_seed_is_fixed_or_shall_be_kept(environment: dict[s
 
 def test_stays_where_the_interpreter_ignores_its_environment() -> None:
     assert len(run("-E")) == 1
+
+
+class InterruptedOnce(subprocess.Popen[bytes]):
+    """A real process, during the wait for which Ctrl-C is pressed."""
+
+    interrupted = False
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+        return super().wait(timeout)
+
+
+def test_where_a_process_cannot_be_replaced_the_second_one_decides_about_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", InterruptedOnce)
+    program = "import os, sys; sys.exit(int(os.environ['CODE']))"
+    assert _wait_for([sys.executable, "-c", program], {**os.environ, "CODE": "7"}) == 7
 
 
 def test_second_start_never_restarts_even_if_the_hash_seed_got_lost() -> None:
