@@ -12,20 +12,20 @@ for granted:
 - Rows may be padded where more rows take less time.
 - A batched engine keeps each prefix for ever, and copying one costs nothing (`batched_oracle`).
 - A slot of a server, or the one sequence of a locked engine, keeps its last prompt only, and
-  nothing is shared between slots (`chained_oracle`).
+  nothing is shared between slots (`chained_oracle.py`).
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from scheduler.backends.llama_prefix import shared_length
 
 Tokens = tuple[int, ...]
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,116 +127,13 @@ def batched_oracle(steps: Steps, slots: int, rates: Rates) -> Oracle:
     held: list[Tokens] = []
     for step in steps:
         for ask in sorted(step, key=lambda ask: ask.tokens):
-            start = min(_longest_shared(held, ask.tokens), len(ask.tokens) - 1)
+            start = min(__longest_shared(held, ask.tokens), len(ask.tokens) - 1)
             computed += len(ask.tokens) - start
             prefill_s += rates.read_s(start, len(ask.tokens))
             insort(held, ask.tokens)
     best = min(range(1, slots + 1), key=lambda used: _packed_s(steps, used, rates))
     decode_s = _packed_s(steps, best, rates)
-    return Oracle(prefill_s, decode_s, _prompt_tokens(steps), computed, computed, best)
-
-
-def chained_oracle(steps: Steps, slots: int, rates: Rates) -> Oracle:
-    """Return what slots need that each keep their own last prompt and share nothing.
-
-    The prompts of a step are sorted by their tokens and dealt to the slots in runs of neighbours;
-    each run goes to the slot that holds most of its beginning, and begins with the prompt that
-    shares most with what is there. Runs are cut so that all slots write about as much, or where
-    neighbours share least, whichever takes less time in this step; and as many slots are used
-    as take the least time in all.
-
-    Args:
-        steps: What is asked.
-        slots: How many slots there are; 1 for a locked engine.
-        rates: What was measured.
-    """
-    numbers = range(1, slots + 1)
-    quickest = [_chained(steps, used, rates, _Deal.seconds) for used in numbers]
-    thriftiest = [_chained(steps, used, rates, _Deal.tokens) for used in numbers]
-    best = min(quickest, key=lambda oracle: oracle.seconds)
-    fewest = min(oracle.computed_tokens for oracle in (*quickest, *thriftiest))
-    return replace(best, fewest_tokens=fewest)
-
-
-@dataclass(slots=True)
-class _Deal:
-    """How one step is dealt to the slots."""
-
-    prefill_s: float
-    decode_s: float
-    computed: int
-    held: list[Tokens]
-
-    def seconds(self) -> float:
-        """Return the time of the step."""
-        return self.prefill_s + self.decode_s
-
-    def tokens(self) -> float:
-        """Return how many prompt tokens it evaluates."""
-        return self.computed
-
-
-def _chained(steps: Steps, slots: int, rates: Rates, price: Callable[[_Deal], float]) -> Oracle:
-    prefill_s, decode_s, computed = 0.0, 0.0, 0
-    held: list[Tokens] = [()] * slots
-    for step in steps:
-        asks = sorted(step, key=lambda ask: ask.tokens)
-        if not asks:
-            continue
-        deals = [_dealt(runs, held, rates) for runs in _cuts(asks, slots)]
-        deal = min(deals, key=price)
-        prefill_s += deal.prefill_s
-        decode_s += deal.decode_s
-        computed += deal.computed
-        held = deal.held
-    return Oracle(prefill_s, decode_s, _prompt_tokens(steps), computed, computed, slots)
-
-
-def _cuts(asks: Sequence[Ask], slots: int) -> list[list[Sequence[Ask]]]:
-    """Return sorted prompts cut into at most `slots` runs, in two ways."""
-    parts = min(slots, len(asks))
-    total, done, level = sum(ask.output for ask in asks), 0, [0]
-    for index, ask in enumerate(asks):
-        if len(level) <= done * parts // total and index > level[-1]:
-            level.append(index)
-        done += ask.output
-    gaps = sorted(
-        range(1, len(asks)), key=lambda i: shared_length(asks[i - 1].tokens, asks[i].tokens)
-    )
-    by_prefix = [0, *sorted(gaps[: parts - 1])]
-    return [
-        [asks[start:end] for start, end in pairwise([*starts, len(asks)])]
-        for starts in (level, by_prefix)
-    ]
-
-
-def _dealt(runs: Iterable[Sequence[Ask]], held: Sequence[Tokens], rates: Rates) -> _Deal:
-    after = list(held)
-    waiting, free = list(runs), set(range(len(held)))
-    loads, prefill_s, computed = [], 0.0, 0
-    while waiting:
-        slot, place = max(
-            ((slot, place) for slot in free for place in range(len(waiting))),
-            key=lambda pair: (_shared(held[pair[0]], waiting[pair[1]]), -pair[0], -pair[1]),
-        )
-        free.remove(slot)
-        run = waiting.pop(place)
-        for ask in _from(run, max(run, key=lambda ask: shared_length(held[slot], ask.tokens))):
-            start = min(shared_length(after[slot], ask.tokens), len(ask.tokens) - 1)
-            computed += len(ask.tokens) - start
-            prefill_s += rates.read_s(start, len(ask.tokens))
-            after[slot] = ask.tokens
-        loads.append(sum(ask.output - 1 for ask in run))
-    return _Deal(prefill_s, _rows_s(loads, rates), computed, after)
-
-
-def _shared(held: Tokens, run: Sequence[Ask]) -> int:
-    return max(shared_length(held, ask.tokens) for ask in run)
-
-
-def _from(run: Sequence[Ask], first: Ask) -> list[Ask]:
-    """Return a sorted run with `first` at its head: its nearest kin next, farther ones later."""
-    return sorted(run, key=lambda ask: (-shared_length(ask.tokens, first.tokens), ask.tokens))
+    return Oracle(prefill_s, decode_s, prompt_tokens_of(steps), computed, computed, best)
 
 
 def _packed_s(steps: Steps, slots: int, rates: Rates) -> float:
@@ -246,11 +143,11 @@ def _packed_s(steps: Steps, slots: int, rates: Rates) -> float:
         loads = [0] * min(slots, max(1, len(step)))
         for length in sorted((ask.output - 1 for ask in step), reverse=True):
             heapq.heapreplace(loads, loads[0] + length)
-        seconds += _rows_s(loads, rates)
+        seconds += rows_s(loads, rates)
     return seconds
 
 
-def _rows_s(loads: Iterable[int], rates: Rates) -> float:
+def rows_s(loads: Iterable[int], rates: Rates) -> float:
     """Return the seconds of decode steps in which slots with so much to write all go on."""
     seconds, done = 0.0, 0
     ascending = sorted(load for load in loads if load > 0)
@@ -261,12 +158,21 @@ def _rows_s(loads: Iterable[int], rates: Rates) -> float:
     return seconds
 
 
-def _longest_shared(held: Sequence[Tokens], tokens: Tokens) -> int:
+def __longest_shared(held: Sequence[Tokens], tokens: Tokens) -> int:
     place = bisect_left(held, tokens)
     return max(
-        (shared_length(one, tokens) for one in held[max(0, place - 1) : place + 1]), default=0
+        (shared_tokens(one, tokens) for one in held[max(0, place - 1) : place + 1]), default=0
     )
 
 
-def _prompt_tokens(steps: Steps) -> int:
+def shared_tokens(one: Tokens, other: Tokens) -> int:
+    """Return how many leading tokens the two have in common, by whole blocks first."""
+    at = 0
+    while at + _BLOCK <= len(one) and one[at : at + _BLOCK] == other[at : at + _BLOCK]:
+        at += _BLOCK
+    return at + shared_length(one[at : at + _BLOCK], other[at : at + _BLOCK])
+
+
+def prompt_tokens_of(steps: Steps) -> int:
+    """Return the number of tokens of all prompts."""
     return sum(len(ask.tokens) for step in steps for ask in step)

@@ -8,8 +8,9 @@ from scheduler.backends.llama_batched import AUTO_SLOTS
 from scheduler.backends.llama_library import Context, LoadedModel
 from scheduler.backends.native_model import NativeSpec, import_llama_cpp
 from swarm_integration.bench.builds import inproc_build
+from swarm_integration.bench.chained_oracle import chained_oracle
 from swarm_integration.bench.library import NativeClock
-from swarm_integration.bench.oracle import Ask, Rates, Tokens, batched_oracle, chained_oracle
+from swarm_integration.bench.oracle import Ask, Rates, Tokens, batched_oracle
 from swarm_integration.bench.rates_server import rows_up_to, typical
 from swarm_integration.bench.turns import Measured, Turn
 from swarm_integration.bench.workload import Workload

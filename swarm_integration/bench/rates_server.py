@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 
+from swarm_integration.bench.chained_oracle import chained_oracle
 from swarm_integration.bench.library import messages_of
-from swarm_integration.bench.oracle import Ask, Rates, Tokens, chained_oracle
+from swarm_integration.bench.oracle import Ask, Rates, Tokens
 from swarm_integration.bench.servers import ServerView, server_of
 from swarm_integration.bench.turns import TIMEOUT_S, Measured, Turn
 from swarm_integration.bench.workload import Workload

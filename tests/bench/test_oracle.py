@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from swarm_integration.bench.oracle import Ask, Rates, batched_oracle, chained_oracle
+from swarm_integration.bench.chained_oracle import chained_oracle
+from swarm_integration.bench.oracle import Ask, Rates, batched_oracle
 
 # A token costs 1 s to read; a step costs 10 s and 1 s more for each row.
 RATES = Rates(((10, 10.0), (100, 100.0)), {1: 11.0, 2: 12.0, 4: 14.0, 8: 18.0})
@@ -78,6 +79,19 @@ def test_a_chain_goes_on_with_what_its_slot_holds() -> None:
     assert chained_oracle(steps, 1, RATES).computed_tokens == 4 + 4 + 1 + 4
     # With a slot for each family nothing of it is read twice.
     assert chained_oracle(steps, 2, RATES).computed_tokens == 4 + 4 + 1 + 1
+
+
+def test_a_prompt_that_a_slot_holds_as_a_whole_costs_its_last_token() -> None:
+    assert chained_oracle([[ask("same")], [ask("same")]], 1, RATES).computed_tokens == 4 + 1
+    steps = [[ask("same")], [ask("sam"), ask("same"), ask("same-more")]]
+    assert chained_oracle(steps, 1, RATES).computed_tokens == 4 + 1 + 1 + 5
+
+
+def test_a_new_family_takes_a_slot_that_is_free_before_it_drives_out_another() -> None:
+    family, other = "x" * 200, "x" + "y" * 200
+    steps = [[ask(family + "1")], [ask(other + "1")], [ask(family + "2"), ask(other + "2")]]
+    # Their one token in common is not worth the loss of the others.
+    assert chained_oracle(steps, 2, RATES).computed_tokens == 201 + 202 + 1 + 1
 
 
 def test_positions_have_their_own_price() -> None:
