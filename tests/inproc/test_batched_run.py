@@ -9,13 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import anyio
 import pytest
 import yaml
 
+from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.engine import Scheduler
 from swarm_integration import cli
+from swarm_integration.bench.workload import Workload, record
 from swarm_integration.files import project_file
+from swarm_integration.schemas import PromptLayout
 
 for module in ("llama_cpp", "swarm"):
     if importlib.util.find_spec(module) is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
@@ -68,9 +73,7 @@ def laid_out(tmp_path: Path) -> list[str]:
     return ["--inference-config", str(path)]
 
 
-def test_shared_first_computes_less_and_has_one_trace_hash_too(
-    words: list[str], tmp_path: Path
-) -> None:
+def test_shared_first_has_one_trace_hash_too(words: list[str], tmp_path: Path) -> None:
     manifests = []
     for slots in (1, 4, 16):
         run = tmp_path / f"slots-{slots}"
@@ -78,16 +81,29 @@ def test_shared_first_computes_less_and_has_one_trace_hash_too(
         assert cli.main([*words, *more]) == 0
         manifests.append(manifest(run))
     assert len({one["trace_hash"] for one in manifests}) == 1
-    upstream = tmp_path / "upstream"
-    assert cli.main([*words, "--slots", "4", "--run-dir", str(upstream)]) == 0
-    assert manifest(upstream)["trace_hash"] != manifests[0]["trace_hash"]
+    assert manifests[0]["prompts"]["laid_out"]["shared_first"] >= 6
 
-    def computed(one: dict[str, Any]) -> float:
-        counts = one["inference"]
-        return 1 - float(counts["cached_tokens"] / counts["prompt_tokens"])
 
-    for one in manifests:
-        assert computed(one) < 0.8 * computed(manifest(upstream))
+@pytest.mark.parametrize("engine", ["batched", "locked"])
+def test_shared_first_leaves_less_to_be_computed(
+    models: dict[str, Path], kept: Path, tmp_path: Path, engine: Any
+) -> None:
+    computed: dict[PromptLayout, int] = {}
+
+    async def ask(layout: PromptLayout, workload: Workload) -> None:
+        backend = LlamaInprocBackend(
+            models["Q8_0"], n_ctx=2048, n_threads=1, engine=engine, slots=4, cache_folder=kept
+        )
+        async with Scheduler(backend) as scheduler:
+            acts = workload.rounds[0]
+            asked = [one.request(backend="default", model="", timeout_s=300) for one in acts]
+            usages = [one.answers[0].usage for one in await scheduler.run_step(asked)]
+            computed[layout] = sum(one.prompt_tokens - one.cached_tokens for one in usages)
+        await backend.aclose()
+
+    for layout in get_args(PromptLayout):
+        anyio.run(ask, layout, record(12, 1, layout, tmp_path).with_output_tokens(2))
+    assert computed["shared_first"] < 0.6 * computed["upstream"]
 
 
 def test_one_trace_hash_for_1_4_and_16_slots(words: list[str], tmp_path: Path) -> None:
