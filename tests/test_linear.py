@@ -14,11 +14,10 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio.lowlevel import checkpoint
 
 from scheduler.backends.fake import FakeBackend
 from scheduler.engine import Scheduler
-from scheduler.errors import JournalError, ServerFault, StepAborted
+from scheduler.errors import ServerFault, StepAborted
 from scheduler.journal import Journal
 from scheduler.plan import Plan
 from scheduler.queue import WaitingQueue
@@ -57,14 +56,6 @@ def check_linear(work: Callable[[int], Awaitable[Any]], backend: str) -> None:
     assert many / few < LINEAR, f"{few} lines for {FEW} requests, {many} for {2 * FEW}"
 
 
-class FullJournal(Journal):
-    """Knows nothing and can store nothing."""
-
-    async def store(self, *_: Any) -> None:
-        await checkpoint()
-        raise JournalError("full")
-
-
 async def answered(count: int, settings: Any = ALL) -> None:
     async with Scheduler(FakeBackend(slots=8), settings) as scheduler:
         assert len(await scheduler.run_step(questions(count, systems=count))) == count
@@ -100,15 +91,6 @@ async def failed_while_it_waits(count: int) -> None:
             await scheduler.run_step([question(i, max_retries=0) for i in range(count)])
 
 
-async def ended_by_each_of_those_in_flight(count: int) -> None:
-    """All are in flight when the journal's disk is full, and each of them ends the run."""
-    backend = FakeBackend(slots=count, delay=lambda *_: 1.0)
-    async with Scheduler(backend, ALL, journal=FullJournal(Path("unused"))) as scheduler:
-        with pytest.raises(JournalError):
-            await scheduler.run_step(questions(count))
-        await scheduler.drain()
-
-
 async def cancelled_while_it_returns(count: int) -> None:
     """All have failed once and wait for a slot that others hold."""
     requests = questions(count)
@@ -136,7 +118,6 @@ async def cancelled_while_it_returns(count: int) -> None:
         submitted_one_by_one,
         cancelled_while_it_waits,
         failed_while_it_waits,
-        ended_by_each_of_those_in_flight,
         cancelled_while_it_returns,
     ],
 )
