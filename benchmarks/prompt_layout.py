@@ -5,10 +5,11 @@
 The simulation that `swarm-inference bench workload` records is recorded under each layout, with
 answers that follow from the requests' seeds, so that both runs are the same but for the layout.
 The prompts are then asked of a model in this process with the batched engine, the layouts taking
-turns; answers have `--answer-tokens` tokens each. Printed are the prompt
-tokens in all, those that the engine computed, and two bounds: the fewest for whom nothing that
-was ever read is lost, and the fewest where no prompt of another phase is remembered.
+turns; answers have `--answer-tokens` tokens each. Printed are the prompt tokens in all, those
+that the engine computed, and two bounds: the fewest where nothing that was ever read is lost,
+and the fewest where no prompt of another phase is remembered.
 
+`--counts` counts alone: one round of short answers from a model of one layer.
 `--server` asks a llama-server of its own as well; its slots share nothing with each other.
 """
 
@@ -37,7 +38,7 @@ from scheduler.backends.llama_server import LlamaServerBackend
 from scheduler.backends.native_model import NativeSpec
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
-from scheduler.gguf_models import ensure_model
+from scheduler.gguf_models import ModelShape, ensure_model
 from scheduler.server import ManagedServer, ServerSpec
 from scheduler.types import Request
 from swarm_integration.bench.workload import PERSONAS, record
@@ -45,6 +46,7 @@ from swarm_integration.schemas import PromptLayout
 
 LAYOUTS: tuple[PromptLayout, ...] = get_args(PromptLayout)
 N_CTX = 3072
+ONE_LAYER = ModelShape("one-layer", layers=1, width=64, heads=2, kv_heads=1, ff_width=96)
 
 Phases = Sequence[Sequence[Request]]
 
@@ -209,11 +211,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--model", type=Path, help="a GGUF file; by default one is written")
     parser.add_argument("--preset", default="bench", help="which model is written")
+    parser.add_argument("--counts", action="store_true", help="count tokens, as fast as can be")
     parser.add_argument("--server", action="store_true", help="measure a llama-server too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if min(options.rounds, options.steps, options.slots, options.answer_tokens) < 1:
         parser.error("--rounds, --steps, --slots and --answer-tokens must be 1 or more")
+    if options.counts:
+        options.rounds, options.answer_tokens, options.preset = 1, 4, "one-layer"
     if min(options.agents) < len(PERSONAS):
         parser.error(f"--agents must be {len(PERSONAS)} or more")
     found: dict[str, Any] = {
@@ -228,7 +233,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder) / f"{options.preset}.gguf"
         if options.model is None:
-            ensure_model(model, options.preset)
+            ensure_model(model, ONE_LAYER if options.counts else options.preset)
         found["model"] = model.name
         found["tables"] = [measure(agents, model, options) for agents in options.agents]
     if options.json:
