@@ -47,8 +47,11 @@ def chained_oracle(steps: Steps, slots: int, rates: Rates) -> Oracle:
     return replace(best, fewest_tokens=min(oracle.computed_tokens for oracle in every))
 
 
-_LEAST_SHARED = (1, 128)
-"""Beginnings that are shorter, in tokens, do not decide which slot a run goes to."""
+_LEAST_SHARED = (0.0, 0.25, 0.4)
+"""A beginning that is a smaller part of its prompt does not decide which slot a run goes to.
+
+Else the short beginning that all prompts of a persona have in common would drive out longer ones.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class _Choice:
 
     price: Callable[[_Deal], float]
     runs: int
-    least: int
+    least: float
 
 
 def _chained(steps: Steps, slots: int, rates: Rates, choice: _Choice) -> Oracle:
@@ -157,7 +160,7 @@ def _dealt(
     lengths: Sequence[int],
     used: Sequence[int],
     rates: Rates,
-    least: int,
+    least: float,
 ) -> _Deal:
     """Give each run a slot, the pair that shares most first.
 
@@ -167,7 +170,7 @@ def _dealt(
         lengths: The prompts' lengths.
         used: The step in which each slot was used last, 0 for never.
         rates: What was measured.
-        least: How much must be shared for that to count.
+        least: Which part of a prompt must be shared for that to count.
     """
     waiting, free = list(runs), set(range(len(shares)))
     prefill_s, computed = 0.0, 0
@@ -177,8 +180,8 @@ def _dealt(
         for place, run in enumerate(waiting):
             for slot in free:
                 shared = max(shares[slot][run.start : run.end])
-                key = (shared if shared >= least else 0, -used[slot], -slot, -place)
-                best = max(best, key)
+                counts = shared >= least * lengths[run.start]
+                best = max(best, (shared if counts else 0, -used[slot], -slot, -place))
         slot, run = -best[2], waiting.pop(-best[3])
         free.remove(slot)
         held = shares[slot][run.start : run.end]

@@ -94,7 +94,8 @@ class Oracle:
         decode_s: Seconds for writing answers.
         prompt_tokens: Tokens of all prompts.
         computed_tokens: How many of them are evaluated in the time that it needs.
-        fewest_tokens: How many are, where it does not matter how long that takes.
+        fewest_tokens: How many are, where it does not matter how long that takes; exact for the
+            prefix tree, the fewest that was found for slots that share nothing.
         slots: How many slots the schedule uses.
     """
 
