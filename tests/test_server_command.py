@@ -108,6 +108,19 @@ def test_the_wheels_server_can_be_told_to_write_on_to_the_limit() -> None:
     assert (params.sampling.ignore_eos, params.n_parallel) == (True, 2)
 
 
+def test_the_wheels_parameters_take_what_a_measurement_adds_and_the_last_flag_wins() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    added = "--threads-batch 5 --poll 0 --prio 2 --batch-size 256 --ubatch-size 128 --kv-unified "
+    added += "--cache-reuse 64 --no-cont-batching --cache-idle-slots --flash-attn off"
+    apply_flags(params, [*server_flags(replace(SPEC, threads=3)), *added.split()])
+    assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (3, 5)
+    assert (params.cpuparams.poll, params.cpuparams_batch.priority) == (0, 2)
+    assert (params.n_batch, params.n_ubatch, params.n_cache_reuse) == (256, 128, 64)
+    assert (params.kv_unified, params.cont_batching, params.cache_idle_slots) == (True, False, True)
+    assert params.flash_attn_type.name == "LLAMA_FLASH_ATTN_TYPE_DISABLED"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
