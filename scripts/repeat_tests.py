@@ -38,7 +38,8 @@ def run_once(tests: Sequence[str], seed: int) -> int:
         check=False,
     )
     if done.returncode:
-        print(f"\nto repeat it:\nPYTHONHASHSEED={seed} {shlex.join(command)}")
+        print(f"\nexit code {done.returncode}; to repeat it:")
+        print(f"PYTHONHASHSEED={seed} {shlex.join(command)}")
     return done.returncode
 
 
