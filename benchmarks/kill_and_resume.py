@@ -140,7 +140,8 @@ def kill_at(trial: Trial, arguments: Sequence[str], run: Path, draw: random.Rand
             _wait(process, run, lambda: run.exists() and answers_in(run) >= wanted)
             if trial.at == "restart":
                 _wait(process, run, lambda: len(_servers(run)) > earlier)
-                for pid in _servers(run)[earlier:][-1:]:  # an older number may be another's by now
+                # Never one from before, whose number may be another process's by now.
+                for pid in _servers(run)[earlier:][-1:]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 pause_s = draw.choice([0.02, 1.0, 2.0]) * draw.random()
