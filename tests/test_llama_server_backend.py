@@ -540,7 +540,7 @@ async def test_start_waits_while_the_model_loads(
     ("reply", "says"),
     [
         (LOADING, "ready_timeout_s"),
-        (Reply(hang=True), "hangs: it takes connections and has answered nothing"),
+        (Reply(hang=True), "hangs: it has answered nothing"),
         (Reply(b"", 502), "ready_timeout_s"),
     ],
 )

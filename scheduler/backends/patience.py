@@ -107,8 +107,8 @@ def _given_up(
         )
     if isinstance(trouble, AttemptTimeout) and not heard:
         return BackendUnavailable(
-            f"the server at {address} hangs: it takes connections and has answered nothing for "
-            f"{waited_s:.1f} s. Restart it"
+            f"the server at {address} hangs: it has answered nothing for {waited_s:.1f} s. "
+            "Restart it, or see whether it can be reached from here"
         )
     return BackendUnavailable(
         f"the server at {address} was not ready after {waited_s:.1f} s: {trouble}. "

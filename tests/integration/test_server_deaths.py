@@ -369,7 +369,7 @@ def test_a_users_server_that_does_not_come_back_ends_the_run_which_is_resumed_la
 ) -> None:
     portal, server = own_server
     scenario()
-    config = unmanaged(server, 3.0)
+    config = unmanaged(server, 10.0)
     assert swarm(*command(FRESH, config)) == 0
 
     def end() -> None:
@@ -406,9 +406,10 @@ def test_a_users_server_that_hangs_is_waited_for_and_then_ends_the_run_which_is_
     own_server: tuple[Any, ManagedServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, server = own_server
-    write_scenario(Path("s.yaml"), [llm(5, max_tokens=12, timeout=5)], epochs=1, steps=2)
-    config = unmanaged(server, 3.0)
+    scenario()
+    config = unmanaged(server, 10.0)
     assert swarm(*command(FRESH, config)) == 0
+    write_scenario(Path("s.yaml"), [llm(5, max_tokens=12, timeout=15)], epochs=1, steps=2)
 
     def hang() -> None:
         wait_for_answers(4)
@@ -422,9 +423,10 @@ def test_a_users_server_that_hangs_is_waited_for_and_then_ends_the_run_which_is_
         thread.join()
         os.kill(server.pid, signal.SIGCONT)
     err = capsys.readouterr().err
-    assert "hangs: it takes connections and has answered nothing" in err
+    assert "hangs: it has answered nothing" in err
     assert "--resume --run-dir the-run" in err
     assert manifest(RUN)["state"] == "aborted"
+    scenario()
     assert swarm(*command(RUN, config, "--resume")) == 0
     check_is_like(RUN, FRESH)
     check_nothing_was_asked_twice(RUN)
