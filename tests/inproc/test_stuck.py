@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 RUN, FRESH = Path("the-run"), Path("fresh")
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 SEIZE, INTERRUPT, CONTINUE = 0x4206, 0x4207, 7
 WALL = 0x40000000
 """So that waitpid also waits for threads (waitpid(2), __WALL)."""
@@ -93,6 +93,11 @@ class Stopped:
         return ""
 
 
+def scenario(timeout_s: int) -> None:
+    agents = [llm(5, max_tokens=24, timeout=timeout_s, max_retries=1)]
+    write_scenario(Path("s.yaml"), agents, epochs=1, steps=2)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine", ["locked", "batched"])
 def test_a_run_whose_model_is_stuck_ends_with_its_process_and_is_resumed(
@@ -105,8 +110,7 @@ def test_a_run_whose_model_is_stuck_ends_with_its_process_and_is_resumed(
     pytest.importorskip("llama_cpp")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
-    agents = [llm(5, max_tokens=24, timeout=8, max_retries=1)]
-    write_scenario(Path("s.yaml"), agents, epochs=1, steps=2)
+    scenario(timeout_s=300)
     backend = {
         "kind": "llama_inproc",
         "model_path": str(models["Q8_0"]),
@@ -115,6 +119,7 @@ def test_a_run_whose_model_is_stuck_ends_with_its_process_and_is_resumed(
     }
     config = write_config(Path("c.yaml"), backend=backend, scheduler={"slots": 2})
     assert swarm(*command(FRESH, config)) == 0
+    scenario(timeout_s=20)
     words = [sys.executable, "-m", "swarm_integration", *map(str, command(RUN, config))]
     environment = {
         **os.environ,
@@ -138,6 +143,7 @@ def test_a_run_whose_model_is_stuck_ends_with_its_process_and_is_resumed(
     assert "which was told to stop, and is never used beside it" in said
     assert "To go on: add --resume --run-dir the-run" in said
     assert manifest(RUN)["state"] == "aborted"
+    scenario(timeout_s=300)
     assert swarm(*command(RUN, config, "--resume")) == 0
     check_is_like(RUN, FRESH)
     check_nothing_was_asked_twice(RUN)
