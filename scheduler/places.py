@@ -125,11 +125,18 @@ class Places:
         """Choose the slot with least to lose, and a group that no slot holds if there is one."""
         choice = next((group for group in waiting if not self._copies[group]), None)
         if choice is None:  # all are held by some slot, so they are few
-            allowed = [group for group in waiting if self._copies[group] < self._most_copies]
+            allowed = [group for group in waiting if self._copies_there(group) < self._most_copies]
             if not allowed:
                 return None
             choice = max(allowed, key=lambda group: waiting[group])
         return min(free, key=self._loss), choice
+
+    def _copies_there(self, group: str) -> int:
+        """Return how many slots hold `group`; one whose server is gone keeps nobody waiting."""
+        there = self._placement
+        if there is None:
+            return self._copies[group]
+        return sum(held == group and there.has_slot(slot) for slot, held in self._held.items())
 
     def _loss(self, slot: int) -> tuple[int, int]:
         group = self._held.get(slot)

@@ -6,6 +6,7 @@ all others run on asyncio in real time, since they use sockets or processes.
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "virtual_time: run on asyncio and trio with a clock that jumps"
     )
+    # A shell without job control lets what it starts with `&` ignore Ctrl-C, and so do all
+    # processes that the tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -94,6 +94,32 @@ def test_a_limit_lets_a_slot_stay_free_rather_than_read_a_prefix_again() -> None
     assert limited.choose({"a": 3, "b": 1}) == (1, "b")
 
 
+class TwoServers:
+    """Slots 0 and 1 on two servers; every group belongs on the first one that is there."""
+
+    def __init__(self) -> None:
+        self.there = [0, 1]
+
+    def has_slot(self, slot: int) -> bool:
+        return slot in self.there
+
+    def is_home(self, slot: int, group: str) -> bool:
+        return slot == self.there[0]
+
+    async def watch(self, changed: Any) -> None:
+        await anyio.sleep_forever()
+
+
+def test_a_copy_on_a_server_that_is_gone_keeps_nobody_waiting() -> None:
+    servers = TwoServers()
+    places = Places(2, servers, copies=1)
+    assert places.choose({"a": 2}) == (0, "a")
+    places.take(0, "a")
+    assert places.choose({"a": 1}) is None  # the limit: one copy
+    servers.there = [1]
+    assert places.choose({"a": 1}) == (1, "a")
+
+
 class Reading(TracingBackend):
     """Counts how often a slot has to read a prefix that it does not hold."""
 
