@@ -63,7 +63,9 @@ async def ask(
     return texts
 
 
-async def unique(path: Path, threads: int, comparisons: int, prompts: int) -> dict[str, Any]:
+async def unique(
+    path: Path, threads: int, comparisons: int, prompts: int, all_slots: Sequence[int] = SLOTS
+) -> dict[str, Any]:
     """Compare answers with those of one slot, in many settings."""
     alone = _backend_of(path, 1, threads)
     info = await alone.start()
@@ -71,7 +73,7 @@ async def unique(path: Path, threads: int, comparisons: int, prompts: int) -> di
     await alone.aclose()
     made, rounds, number = 0, 0, 1
     while made < comparisons:
-        slots = SLOTS[number % len(SLOTS)]
+        slots = all_slots[number % len(all_slots)]
         number += 1
         if slots == 1 and comparisons > prompts:
             continue
@@ -134,6 +136,7 @@ async def _calibration_of(path: Path, threads: int) -> dict[str, Any]:
     return found
 
 
+TYPES = ("F16", "Q4_K_M", "Q8_0")
 PARTS = ("unique", "price", "speed", "memory")
 
 
@@ -143,13 +146,13 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     machine = f"{os.cpu_count()} {platform.machine()} cores, {threads} threads"
     found: dict[str, Any] = {"machine": machine, "llama_cpp_python": llama_cpp.__version__}
     print(f"{machine}, llama-cpp-python {llama_cpp.__version__}")
-    paths = models(folder)
+    paths = {name: path for name, path in models(folder).items() if name in options.types}
     for part in options.part or PARTS:
         began, found[part] = perf_counter(), {}
         for name, path in paths.items():
             if part == "unique":
                 count = (12 if quick else options.comparisons) // (1 if quick else len(paths))
-                result: Any = anyio.run(unique, path, threads, count, prompts)
+                result: Any = anyio.run(unique, path, threads, count, prompts, options.slots)
             elif part == "memory":
                 result = memory(path, threads, 4 if quick else 8)
             elif name != "Q4_K_M":
@@ -201,6 +204,8 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--comparisons", type=int, default=1020, help="comparisons in all")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="weights")
+    parser.add_argument("--slots", nargs="+", type=int, default=SLOTS, help="slots of `unique`")
     parser.add_argument("--models", type=Path, help="where the models stay")
     parser.add_argument("--json", type=Path, help="write the results into this file")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
