@@ -111,7 +111,7 @@ def _add_options(workload: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     workload.add_argument(
         "--slots", **number,
-        help="answers at once (default: 4 on a server, what fits up to 8 in process)",
+        help="answers at once, on servers and in process (default: what a run takes by itself)",
     )  # fmt: skip
     workload.add_argument("--threads", **number, help="CPU threads (default: one per CPU)")
     workload.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file to measure with")
