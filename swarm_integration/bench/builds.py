@@ -32,14 +32,6 @@ class Build:
     name: str
     instructions: tuple[str, ...]
 
-    @property
-    def vectors(self) -> str:
-        """The widest vector instructions, in a word or two."""
-        for name in ("AVX512", "AVX2", "AVX", "SVE", "NEON"):
-            if name in self.instructions:
-                return name
-        return "no list" if not self.instructions else "no vector instructions"
-
 
 def inproc_build(lib: Any) -> Build:
     """Return llama-cpp-python's build."""
