@@ -121,10 +121,9 @@ def test_several_types_are_a_choice_that_keeps_the_bounds() -> None:
     assert [lets_through(schema, text) for text in ('"a"', '"abcd"', "1")] == [False] * 3
 
 
-def test_a_string_without_bounds_may_be_empty_or_long_and_holds_no_raw_control_character() -> None:
+def test_a_string_without_bounds_may_be_long_and_holds_no_raw_control_character() -> None:
     schema = {"type": "string"}
-    for text in ('""', f'"{"x" * 3000}"', r'"
- "', '"ä"'):
+    for text in ('""', json.dumps("x" * 3000), r'"\n \u0007"', '"ä"'):
         assert lets_through(schema, text)
     for text in ('"a\nb"', '"\x7f"', '"a', "a"):
         assert not lets_through(schema, text)
