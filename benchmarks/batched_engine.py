@@ -108,7 +108,12 @@ def memory(path: Path, threads: int, slots: int) -> dict[str, Any]:
     words = [sys.executable, __file__, "--child", str(path), str(slots), str(threads), "16"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    need = memory_need(read_gguf_header(path), N_CTX, sequences=found["sequences"])
+    need = memory_need(
+        read_gguf_header(path),
+        N_CTX,
+        sequences=found["sequences"],
+        flash_attention=found["flash_attention"],
+    )
     measured = found["grown_bytes"]
     return {"slots": slots, "stated_mib": need.total >> 20, "measured_mib": measured >> 20,
             "stated_over_measured": need.total / measured}  # fmt: skip
@@ -125,7 +130,13 @@ async def _child(path: Path, slots: int, threads: int, prompts: int) -> None:
     texts = await ask(backend, range(prompts), slots)
     grown = _resident_bytes() - before
     sequences = sequences_for(slots, info.facts["calibration"]["rows"])
-    print(json.dumps({"texts": texts, "grown_bytes": grown, "sequences": sequences}))
+    told = {
+        "texts": texts,
+        "grown_bytes": grown,
+        "sequences": sequences,
+        "flash_attention": info.facts["flash_attention"],
+    }
+    print(json.dumps(told))
     await backend.aclose()
 
 

@@ -16,6 +16,7 @@ import llama_cpp
 from batched_ceiling import Ceiling, fewest_tokens, oracle_s
 from batched_questions import N_CTX, PERSONAS, question
 
+from scheduler.backends.batched_cuts import Grain
 from scheduler.backends.batched_engine import BatchedEngine
 from scheduler.backends.batched_job import Job
 from scheduler.backends.llama_batched import sequences_for
@@ -63,7 +64,8 @@ def _engine_of(
     model = LoadedModel(llama_cpp, NativeSpec(path, N_CTX, threads, 0))
     rows = found["rows"] if fixed else ()
     sequences = sequences_for(slots, rows)
-    engine = BatchedEngine(model, rows=rows, grain=found["grain"], slots=slots, sequences=sequences)
+    grain = None if found["grain"] is None else Grain(**found["grain"])
+    engine = BatchedEngine(model, rows=rows, grain=grain, slots=slots, sequences=sequences)
     try:
         yield engine
     finally:

@@ -147,6 +147,12 @@ class BackendConfig(Section):
         "several at once in steps whose sizes were found to give the same bits (batched). auto: "
         "batched where such sizes are found, else locked.",
     )
+    flash_attention: Literal["auto"] | bool = Field(
+        "auto",
+        description="How a model in this process attends: in one pass over keys and values (true) "
+        "or with all scores at once (false), which gives other bits. auto: true on a CPU whose "
+        "build of llama-cpp-python has AVX-512, where it is faster, else false.",
+    )
     n_gpu_layers: Annotated[int, Field(ge=0, strict=True)] = Field(
         0, description="Layers put on the GPU by a managed server or a model in this process."
     )
@@ -293,7 +299,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 _LONGEST_QUOTE = 200
-_ALTERNATIVES = ("literal['auto']", "constrained-int", "str", "tuple[str, ...]")
+_ALTERNATIVES = ("literal['auto']", "constrained-int", "bool", "str", "tuple[str, ...]")
 """What pydantic adds to a key's place where a value may be of several kinds."""
 
 

@@ -198,6 +198,9 @@ class _Maker:
                     n_threads=endpoint.n_threads,
                     n_gpu_layers=config.n_gpu_layers,
                     engine=config.engine,
+                    flash_attention=None
+                    if config.flash_attention == "auto"
+                    else config.flash_attention,
                     slots=self._slots,
                     log=self._log,
                 )

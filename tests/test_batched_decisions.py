@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.backends.batched_calibration import Calibration
-from scheduler.backends.batched_cuts import NOTHING, Cuts, Fixed, Grained, Text
+from scheduler.backends.batched_cuts import NOTHING, Cuts, Fixed, Grain, Grained, Text
+from scheduler.backends.batched_grain import GRAINS
 from scheduler.backends.batched_prefixes import Place, Prefixes
 from scheduler.backends.batched_rows import (
     Turn,
@@ -129,7 +130,7 @@ def test_the_set_that_agrees_is_found(bits: dict[int, str], expected: tuple[int,
 
 # Cuts
 
-GRAINED = Grained(4)
+GRAINED = Grained(Grain(4, 4))
 
 
 def text_of(*tokens: int, cuts: Cuts = GRAINED, system: int = 0) -> Text:
@@ -143,21 +144,19 @@ def chunks_of(cuts: Cuts, text: Text, start: int = 0) -> list[int]:
     return ends
 
 
-@given(
-    st.integers(1, 2000), st.sampled_from([4, 8, 16, 32, 64]), st.integers(0, 2000), st.randoms()
-)
-def test_grained_cuts_are_multiples_and_the_last_chunk_is_no_rest(
-    count: int, grain: int, system: int, rng: random.Random
+@given(st.integers(1, 2000), st.sampled_from(GRAINS), st.integers(0, 2000), st.randoms())
+def test_grained_cuts_are_multiples_and_no_chunk_is_a_rest(
+    count: int, grain: Grain, system: int, rng: random.Random
 ) -> None:
     cuts = Grained(grain)
     text = cuts.text(range(count), system)
     assert text.border <= system
-    start = rng.choice(range(0, max(1, count - grain + 1), grain))
+    start = rng.choice(range(0, max(1, count - grain.shortest + 1), grain.step))
     for ends in (chunks_of(cuts, text), chunks_of(cuts, text, start)):
         sizes = [end - begin for begin, end in pairwise(ends)]
-        assert all(end % grain == 0 for end in ends[:-1])
+        assert all(end % grain.step == 0 for end in ends[:-1])
         assert max(sizes) <= CHUNK_TOKENS
-        assert min(sizes) >= min(grain, count)
+        assert min(sizes) >= min(grain.shortest, count)
         assert len(sizes) == -(-(count - ends[0]) // CHUNK_TOKENS)
 
 
@@ -173,6 +172,13 @@ def test_what_two_prompts_share_is_reused_up_to_a_cut() -> None:
 def test_the_last_chunk_of_a_known_prompt_is_read_again(count: int, reused: int) -> None:
     held = text_of(*range(40))
     assert GRAINED.reusable(held, text_of(*range(count))) == reused
+
+
+@pytest.mark.parametrize(("count", "reused"), [(19, 0), (20, 4), (23, 4), (24, 8), (39, 20)])
+def test_what_is_read_again_is_no_shorter_than_a_chunk_may_be(count: int, reused: int) -> None:
+    cuts = Grained(Grain(4, 16))
+    held = text_of(*range(60), cuts=cuts)
+    assert cuts.reusable(held, text_of(*range(count), cuts=cuts)) == reused
 
 
 @pytest.mark.parametrize("cuts", [GRAINED, Fixed()], ids=["grained", "fixed"])
@@ -277,7 +283,7 @@ def test_without_spare_sequences_nothing_is_kept() -> None:
 
 # Kept calibrations
 
-FOUND = Calibration("invariant", (8, 12), (8, 9, 12), 77, 16)
+FOUND = Calibration("invariant", (8, 12), (8, 9, 12), 77, Grain(8, 64))
 
 
 def test_a_kept_calibration_is_the_one_that_was_found(tmp_path: Path) -> None:
@@ -298,8 +304,10 @@ def test_a_kept_calibration_is_the_one_that_was_found(tmp_path: Path) -> None:
         {"rows": 8},
         {"level": "perfect"},
         {"comparisons": None},
-        {"grain": 0},
-        {"grain": "16"},
+        {"grain": 16},
+        {"grain": {"step": 8}},
+        {"grain": {"step": 0, "shortest": 64}},
+        {"grain": {"step": "8", "shortest": 64}},
         {"identity": {"model": "b"}},
     ],
 )

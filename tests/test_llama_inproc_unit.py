@@ -16,10 +16,15 @@ import pytest
 from scheduler.backends.base import RawAnswer
 from scheduler.backends.gbnf import UnknownKeywordError, grammar_of
 from scheduler.backends.llama_inproc import LlamaInprocBackend
-from scheduler.backends.llama_memory import check_memory, needed_bytes
+from scheduler.backends.llama_memory import check_memory, memory_need, needed_bytes
 from scheduler.backends.llama_prefix import BORDER_STEP, CHUNK_TOKENS, count_kept, cut
 from scheduler.backends.llama_prompt import Prompt, split_thought
-from scheduler.backends.native_model import AnswerStopped, NativeSpec, load_native
+from scheduler.backends.native_model import (
+    AnswerStopped,
+    NativeSpec,
+    load_native,
+    uses_flash_attention,
+)
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
 from scheduler.errors import (
@@ -470,3 +475,38 @@ async def test_close_before_start_is_fine(model: Path) -> None:
     backend = LlamaInprocBackend(model)
     await backend.aclose()
     await backend.aclose()
+
+
+class Build:
+    """As much of the module `llama_cpp` as tells what it was compiled for."""
+
+    def __init__(self, sets: str) -> None:
+        self._sets = sets.encode()
+
+    def llama_print_system_info(self) -> bytes:
+        return self._sets
+
+
+@pytest.mark.parametrize(
+    ("sets", "layers", "wanted", "flash"),
+    [
+        ("CPU : AVX2 = 1 | AVX512 = 1 | AVX512_VNNI = 1 | ", 0, None, True),
+        ("CPU : AVX2 = 1 | FMA = 1 | ", 0, None, False),
+        ("CPU : AVX2 = 1 | AVX512_VNNI = 1 | ", 0, None, False),
+        ("CPU : AVX512 = 1 | ", 8, None, False),
+        ("CPU : AVX512 = 1 | ", 0, False, False),
+        ("CPU : AVX2 = 1 | ", 0, True, True),
+    ],
+)
+def test_the_way_to_attend_follows_from_the_build_unless_it_is_said(
+    sets: str, layers: int, wanted: bool | None, flash: bool
+) -> None:
+    spec = NativeSpec(Path("model.gguf"), 2048, 2, layers, wanted)
+    assert uses_flash_attention(Build(sets), spec) is flash
+
+
+def test_without_all_scores_at_once_less_memory_is_stated(model: Path) -> None:
+    header = read_gguf_header(model)
+    whole, flash = (memory_need(header, 4096, flash_attention=one) for one in (False, True))
+    assert flash.computing < whole.computing
+    assert flash.total - flash.computing == whole.total - whole.computing

@@ -2,9 +2,10 @@
 
 llama.cpp's kernels choose by the number of rows, so the bits of a prompt's keys and values may
 depend on where its prefill was cut. Where a calibration found that they do not, as long as cuts
-stand at multiples of some number of tokens (`Grained`), chunks are as long as is fast and
-whatever two prompts share is read once. Elsewhere each prompt is cut at places that follow from
-its own tokens alone (`Fixed`), and whole chunks are reused. Either way warm bits are cold bits.
+stand at multiples of some number of tokens and no chunk is too short (`Grained`), chunks are as
+long as is fast and whatever two prompts share is read once. Elsewhere each prompt is cut at
+places that follow from its own tokens alone (`Fixed`), and whole chunks are reused. Either way
+warm bits are cold bits.
 """
 
 from __future__ import annotations
@@ -48,6 +49,19 @@ class Text:
 NOTHING = Text(np.empty(0, dtype=np.int32))
 
 
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """How a prompt may be cut without changing bits.
+
+    Attributes:
+        step: Cuts stand at multiples of so many tokens.
+        shortest: No chunk of a prompt that is cut has fewer tokens than this.
+    """
+
+    step: int
+    shortest: int
+
+
 class Cuts(Protocol):
     """How prompts are cut."""
 
@@ -75,13 +89,13 @@ class Cuts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grained:
-    """Cuts at any multiple of `grain` tokens, the last chunk with `grain` tokens or more.
+    """Cuts at any multiple of the grain's step that leaves no chunk too short.
 
     Attributes:
-        grain: A number of tokens for which a calibration found that cuts change no bits.
+        grain: What a calibration found to change no bits.
     """
 
-    grain: int
+    grain: Grain
 
     def text(self, tokens: Sequence[int], system_tokens: int, shared: Sequence[int] = ()) -> Text:
         """Return a prompt; where it is cut is decided when it is read."""
@@ -96,7 +110,7 @@ class Grained:
         chunks = -(-rest // CHUNK_TOKENS)
         if chunks == 1:
             return len(text)
-        size = -(-rest // chunks // self.grain) * self.grain
+        size = -(-rest // chunks // self.grain.step) * self.grain.step
         return start + min(size, CHUNK_TOKENS)
 
     def reusable(self, held: Text, wanted: Text) -> int:
@@ -104,11 +118,11 @@ class Grained:
         return min(self._down(shared(held.tokens, wanted.tokens)), self._last(len(wanted)))
 
     def _down(self, tokens: int) -> int:
-        return tokens // self.grain * self.grain
+        return tokens // self.grain.step * self.grain.step
 
     def _last(self, tokens: int) -> int:
         """Return the last place where a prompt of so many tokens may be cut."""
-        return max(0, self._down(tokens - self.grain))
+        return max(0, self._down(tokens - self.grain.shortest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +153,7 @@ class Fixed:
         return found
 
 
-def cuts_for(grain: int | None) -> Cuts:
+def cuts_for(grain: Grain | None) -> Cuts:
     """Return how prompts are cut where this grain was found, or none."""
     return Fixed() if grain is None else Grained(grain)
 

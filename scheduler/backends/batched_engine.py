@@ -15,7 +15,7 @@ from time import perf_counter
 
 from scheduler.backends.answer_writer import AnswerWriter
 from scheduler.backends.base import RawAnswer
-from scheduler.backends.batched_cuts import Text, cuts_for
+from scheduler.backends.batched_cuts import Grain, Text, cuts_for
 from scheduler.backends.batched_job import Job
 from scheduler.backends.batched_rows import Turn, groups, next_turn
 from scheduler.backends.batched_sequences import Counts, Sequences
@@ -47,7 +47,7 @@ class BatchedEngine:
         model: The loaded model, closed with this.
         rows: The row counts that agree; empty to evaluate as many rows as there are answers,
             which is not reproducible where several answer at once.
-        grain: Prompts may be cut at multiples of so many tokens; None to cut at fixed places.
+        grain: How prompts may be cut; None to cut at fixed places.
         slots: How many answers are written at once.
         sequences: How many sequences there are; those beyond `slots` keep prefixes.
 
@@ -60,7 +60,7 @@ class BatchedEngine:
         model: LoadedModel,
         *,
         rows: Sequence[int],
-        grain: int | None,
+        grain: Grain | None,
         slots: int,
         sequences: int,
     ) -> None:

@@ -2,7 +2,8 @@
 
 llama.cpp's kernels work on groups of rows and take others for what is left over, so a prompt
 that is cut between two groups gives other bits than one that is not. How large the groups are
-is a property of build, processor and model. Each candidate is tried with prompts of different
+is a property of build, processor and model; flash attention also takes another kernel for
+chunks below some length. Each candidate is tried with prompts of different
 lengths, cut in several ways; the scores of the last token follow from the keys and values of
 all tokens before it, so one different bit anywhere shows there.
 """
@@ -11,13 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from scheduler.backends.batched_cuts import Grain
 from scheduler.backends.llama_library import Context, LoadedModel
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
 from scheduler.backends.score_digest import score_digest
 from scheduler.errors import ServerFault
 
-GRAINS = (8, 16, 32, 64)
+GRAINS = (
+    Grain(8, 8),
+    Grain(8, 64),
+    Grain(16, 16),
+    Grain(16, 64),
+    Grain(32, 32),
+    Grain(32, 64),
+    Grain(64, 64),
+)
 """What is tried, in this order: the smaller, the more is reused."""
+
+
+_COARSEST = 64
 
 
 class GrainSearch:
@@ -38,8 +51,8 @@ class GrainSearch:
         self._whole: dict[int, str] = {}
         self.comparisons = 0
 
-    def find(self, grains: Sequence[int] = GRAINS) -> int | None:
-        """Return the first grain at whose multiples cuts change no bits, or None.
+    def find(self, grains: Sequence[Grain] = GRAINS) -> Grain | None:
+        """Return the first grain with which cuts change no bits, or None.
 
         Raises:
             ServerFault: llama.cpp failed.
@@ -50,22 +63,19 @@ class GrainSearch:
         """Free everything."""
         self._context.close()
 
-    def _holds(self, grain: int) -> bool:
-        for tokens in (
-            3 * grain,
-            *(3 * grain + odd for odd in (1, 2, 3, grain - 1)),
-            self._longest,
-        ):
+    def _holds(self, grain: Grain) -> bool:
+        least = 3 * grain.shortest
+        for tokens in (least, *(least + odd for odd in (1, 2, 3, grain.step - 1)), self._longest):
             if tokens not in self._whole:
-                self._whole[tokens] = self._read([tokens])
+                self._whole[tokens] = self._read(_longest_chunks(tokens))
             for ends in _ways(tokens, grain):
                 if self._read(ends) != self._whole[tokens]:
                     return False
         return self._holds_behind_another(grain)
 
-    def _holds_behind_another(self, grain: int) -> bool:
+    def _holds_behind_another(self, grain: Grain) -> bool:
         """Whether what is kept of a prompt with an odd end is good for another one."""
-        kept, tokens = 2 * grain, 3 * grain + 1
+        kept, tokens = 2 * grain.shortest, 3 * grain.shortest + 1
         self._read([kept + 3])
         self._context.keep(0, kept)
         return self._read([tokens], start=kept) == self._whole[tokens]
@@ -87,13 +97,21 @@ class GrainSearch:
         return (7919 + 104729 * place + 31 * place * place) % self._model.vocabulary_size
 
 
-def _ways(tokens: int, grain: int) -> Iterator[list[int]]:
+def _longest_chunks(tokens: int) -> list[int]:
+    """Return the ends of the fewest chunks, cut where any grain allows it."""
+    chunks = -(-tokens // CHUNK_TOKENS)
+    size = -(-tokens // chunks // _COARSEST) * _COARSEST
+    return [*range(size, tokens, size), tokens]
+
+
+def _ways(tokens: int, grain: Grain) -> Iterator[list[int]]:
     """Yield ways to cut: many short chunks, chunks of all sizes, one long and one short."""
-    last = (tokens - grain) // grain * grain
-    yield [*range(grain, last + 1, grain), tokens]
-    ends, size = [0], 1
-    while ends[-1] + size * grain <= last:
-        ends.append(ends[-1] + size * grain)
-        size = size % 7 + 2
+    step, shortest = grain.step, grain.shortest
+    last = (tokens - shortest) // step * step
+    yield [*range(shortest, last + 1, shortest), tokens]
+    ends, more = [0], 0
+    while ends[-1] + shortest + more * step <= last:
+        ends.append(ends[-1] + shortest + more * step)
+        more = more % 6 + 1
     yield [*ends[1:], tokens]
     yield [last, tokens]

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.backends.batched_calibration import CALIBRATION_VERSION, Calibration
-from scheduler.backends.native_model import NativeSpec
+from scheduler.backends.batched_cuts import Grain
+from scheduler.backends.native_model import NativeSpec, uses_flash_attention
 from scheduler.canonical import canonical_json
 
 
@@ -46,7 +47,7 @@ class CalibrationCache:
                 rows=tuple(data["rows"]),
                 tried=tuple(data["tried"]),
                 comparisons=data["comparisons"],
-                grain=data["grain"],
+                grain=None if data["grain"] is None else Grain(**data["grain"]),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -60,7 +61,7 @@ class CalibrationCache:
             "rows": found.rows,
             "tried": found.tried,
             "comparisons": found.comparisons,
-            "grain": found.grain,
+            "grain": found.facts()["grain"],
         }
         partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         with suppress(OSError):
@@ -92,6 +93,7 @@ def identity(lib: Any, spec: NativeSpec, model_sha256: str) -> dict[str, Any]:
         },
         "n_threads": spec.n_threads,
         "n_gpu_layers": spec.n_gpu_layers,
+        "flash_attention": uses_flash_attention(lib, spec),
     }
 
 
@@ -132,7 +134,7 @@ def _library(folder: Path) -> list[str]:
 def _makes_sense(found: Calibration) -> bool:
     numbers = [*found.rows, *found.tried, found.comparisons]
     if found.grain is not None:
-        numbers.append(found.grain)
+        numbers += [found.grain.step, found.grain.shortest]
     return (
         found.level in ("invariant", "repeatable")
         and all(type(number) is int and number > 0 for number in numbers)

@@ -26,15 +26,23 @@ from scheduler.backends.llama_memory import MemoryNeed, memory_need, too_large
 from scheduler.backends.llama_native import LlamaModel
 from scheduler.backends.llama_opening import Slots
 from scheduler.backends.llama_prompt import Prompt
-from scheduler.backends.native_model import NativeModel, NativeSpec, import_llama_cpp
+from scheduler.backends.native_model import (
+    NativeModel,
+    NativeSpec,
+    import_llama_cpp,
+    uses_flash_attention,
+)
 from scheduler.backends.native_thread import NativeThread
 from scheduler.errors import ConfigError, ServerFault
 from scheduler.gguf_file import GgufHeader
 from scheduler.observe import EventLog
 from scheduler.types import Message, Request
 
-AUTO_SLOTS = (8, 4, 2, 1)
-"""What `slots: auto` tries, until it fits: beyond 8 a CPU gains little, and everyone waits."""
+AUTO_SLOTS = (16, 8, 4, 2, 1)
+"""What `slots: auto` tries, until it fits: beyond 16 rows a CPU gains little."""
+
+MODEST_SLOTS = 8
+"""More than these are taken by themselves only if half of the memory is left to others."""
 
 SPARE_SEQUENCES = 4
 """Sequences beyond the slots, which keep the prefixes that prompts share."""
@@ -71,6 +79,7 @@ class Opening:
             self.spec.n_ctx,
             self.spec.n_gpu_layers,
             sequences=sequences_for(slots, rows),
+            flash_attention=uses_flash_attention(import_llama_cpp(), self.spec),
         )
 
     def tell(self, event: str, **fields: Any) -> None:
@@ -176,7 +185,8 @@ def _locked(opening: Opening, model: LoadedModel, why: str) -> Opened:
         )
     opening.tell("engine.locked", why=why)
     locked = LlamaModel(model)
-    memory = memory_need(opening.header, opening.spec.n_ctx, opening.spec.n_gpu_layers)
+    spec, flash = opening.spec, model.flash_attention
+    memory = memory_need(opening.header, spec.n_ctx, spec.n_gpu_layers, flash_attention=flash)
     facts = {**locked.facts, "engine": "locked", "memory_bytes": memory.total}
     return Opened(None, locked, 1, True, facts)
 
@@ -192,7 +202,8 @@ def _slots_that_fit(opening: Opening, rows: Collection[int], *, loaded: bool) ->
     for slots in candidates:
         need = opening.need(slots, rows)
         taken = need.total - (need.weights if loaded else 0)
-        if available is None or taken <= available:
+        spared = opening.slots == "auto" and slots > MODEST_SLOTS
+        if available is None or taken <= available // (2 if spared else 1):
             return slots
     if opening.slots == "auto" and not opening.must:
         return None
@@ -215,7 +226,7 @@ def _calibrated(opening: Opening, model: LoadedModel) -> Calibration:
         "engine.calibrated",
         level=found.level,
         rows=list(found.rows),
-        grain=found.grain,
+        grain=found.facts()["grain"],
         seconds=round(perf_counter() - began, 3),
     )
     return found

@@ -65,6 +65,7 @@ class LlamaInprocBackend:
         grace_s: How long a cancelled request waits for the model to stop, in seconds.
         engine: `locked`, `batched`, or `auto`: batched where a calibration finds how answers do
             not depend on each other, else locked.
+        flash_attention: Whether attention is computed in one pass; None leaves it to the build.
         slots: How many answers are written at once by the batched engine.
         log: Is told of memory and calibration.
         cache_folder: Where calibrations are kept; the user's cache directory if None.
@@ -83,6 +84,7 @@ class LlamaInprocBackend:
         n_gpu_layers: int = 0,
         grace_s: float = 2.0,
         engine: Engine = "locked",
+        flash_attention: bool | None = None,
         slots: Slots = "auto",
         log: EventLog | None = None,
         cache_folder: Path | None = None,
@@ -96,7 +98,7 @@ class LlamaInprocBackend:
         threads = n_threads or _usable_cpus()
         if slots != "auto" and slots < 1:
             raise ConfigError(f"slots must be 1 or more, got {slots}")
-        self._spec = NativeSpec(model_path, n_ctx, threads, n_gpu_layers)
+        self._spec = NativeSpec(model_path, n_ctx, threads, n_gpu_layers, flash_attention)
         self._wanted = Wanted(self._spec, engine, slots, log, cache_folder, load)
         self._grace_s = grace_s
         self._thread = NativeThread(f"llama {model_path.name}", grace_s=grace_s)

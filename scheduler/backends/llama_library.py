@@ -18,7 +18,7 @@ from scheduler.backends.llama_prefix import CHUNK_TOKENS
 from scheduler.backends.llama_prompt import PromptReader
 from scheduler.backends.llama_rows import Row, RowArrays, Tokens
 from scheduler.backends.llama_sampling import Grammars, Scores
-from scheduler.backends.native_model import NativeSpec
+from scheduler.backends.native_model import NativeSpec, uses_flash_attention
 from scheduler.errors import ConfigError
 
 ABORTED = 2
@@ -41,6 +41,7 @@ class LoadedModel:
     def __init__(self, lib: Any, spec: NativeSpec) -> None:
         self.lib = lib
         self.spec = spec
+        self.flash_attention = uses_flash_attention(lib, spec)
         self._pointer: Any = None
         self._grammars: Grammars | None = None
         try:
@@ -88,7 +89,7 @@ class LoadedModel:
             "description": self.description,
             "n_ctx_train": self.lib.llama_model_n_ctx_train(self._pointer),
             "chunk_tokens": CHUNK_TOKENS,
-            "flash_attention": False,
+            "flash_attention": self.flash_attention,
         }
 
     def ends(self, token: int) -> bool:
@@ -155,7 +156,11 @@ class Context:
         params.n_seq_max = params.n_outputs_max = sequences
         params.kv_unified = False
         params.n_threads = params.n_threads_batch = spec.n_threads
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = (
+            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if model.flash_attention
+            else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.no_perf = True
         # A callback in C: one in Python would wait for the interpreter at every node of the graph.
         params.abort_callback = _flag_is_raised(lib)

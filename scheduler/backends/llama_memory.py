@@ -58,7 +58,12 @@ class MemoryNeed:
 
 
 def memory_need(
-    header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0, *, sequences: int = 1
+    header: GgufHeader,
+    n_ctx: int,
+    n_gpu_layers: int = 0,
+    *,
+    sequences: int = 1,
+    flash_attention: bool = False,
 ) -> MemoryNeed:
     """Return the main memory that a model takes with `sequences` of `n_ctx` tokens each.
 
@@ -67,6 +72,7 @@ def memory_need(
         n_ctx: Tokens of one sequence.
         n_gpu_layers: Layers on the GPU, which has memory of its own; -1 for all.
         sequences: How many sequences there are.
+        flash_attention: Whether attention is computed in one pass.
     """
     layers = max(1, header.dimension("block_count"))
     heads = header.dimension("attention.head_count") or 1
@@ -79,7 +85,8 @@ def memory_need(
     kv_cache = 2 * layers * padded * kv_heads * (key + value)
     on_cpu = 0.0 if n_gpu_layers < 0 else max(0, layers - n_gpu_layers) / layers
     # Without flash attention every head's scores are there at once, and the mask beside them.
-    floats = CHUNK_TOKENS * ((heads + 1) * padded + 3 * width + _ff_width(header))
+    attended = 1 if flash_attention else heads + 1
+    floats = CHUNK_TOKENS * (attended * padded + 3 * width + _ff_width(header))
     scores = sequences * vocabulary
     computing = 4 * (floats + scores) + _TOKEN_BYTES * vocabulary + _LIBRARY_BYTES
     return MemoryNeed(int(header.bytes * on_cpu), int(kv_cache * on_cpu), sequences, computing)

@@ -79,7 +79,8 @@ def open_model(wanted: Wanted) -> Opened:
     digest = file_sha256(spec.path)
     if wanted.engine == "locked":
         native = wanted.load(spec)
-        memory = memory_need(header, spec.n_ctx, spec.n_gpu_layers)
+        flash = bool(native.facts.get("flash_attention"))
+        memory = memory_need(header, spec.n_ctx, spec.n_gpu_layers, flash_attention=flash)
         facts = {**native.facts, "engine": "locked", "memory_bytes": memory.total}
         return Opened(_info(header, spec, digest, facts), native)
     return _open_batched(wanted, header, digest)

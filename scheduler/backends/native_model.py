@@ -62,12 +62,22 @@ class NativeModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NativeSpec:
-    """What to load: file, context in tokens, CPU threads, layers put on the GPU."""
+    """What to load, and how it computes.
+
+    Attributes:
+        path: The GGUF file.
+        n_ctx: Tokens of context of each sequence.
+        n_threads: CPU threads.
+        n_gpu_layers: Layers put on the GPU.
+        flash_attention: Whether attention is computed in one pass over keys and values; None
+            leaves it to the build (`uses_flash_attention`).
+    """
 
     path: Path
     n_ctx: int
     n_threads: int
     n_gpu_layers: int
+    flash_attention: bool | None = None
 
 
 def load_native(spec: NativeSpec) -> NativeModel:
@@ -81,6 +91,23 @@ def load_native(spec: NativeSpec) -> NativeModel:
     from scheduler.backends.llama_native import LlamaModel  # noqa: PLC0415 - needs it too
 
     return LlamaModel(LoadedModel(lib, spec))
+
+
+def uses_flash_attention(lib: Any, spec: NativeSpec) -> bool:
+    """Return whether attention is computed in one pass over keys and values.
+
+    If nobody says: on a CPU, with a build that has AVX-512. There it was measured to be faster for
+    prompts and for steps (docs/performance.md); with AVX2 alone steps were slower. It follows
+    from the build and never from a measurement, since bits depend on it.
+
+    Args:
+        lib: The module `llama_cpp`.
+        spec: What is loaded.
+    """
+    if spec.flash_attention is not None:
+        return spec.flash_attention
+    sets: bytes = lib.llama_print_system_info()
+    return spec.n_gpu_layers == 0 and b"AVX512 = 1" in sets
 
 
 def import_llama_cpp() -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
+from scheduler.backends.batched_rows import rows_for
 from scheduler.backends.llama_inproc import LlamaInprocBackend
 from scheduler.errors import AttemptTimeout, ConfigError, ServerFault
 from scheduler.types import Sampling
@@ -119,7 +120,9 @@ async def test_a_step_that_fails_is_told_to_its_answers_and_nothing_is_left(
     expected = await ask_all(backend)
     troubled.rows.clear()
     await ask_all(backend)
-    prefill = next(i for i in range(len(troubled.rows)) if troubled.rows[i : i + 3] == [3, 3, 3])
+    width = rows_for(3, (await backend.start()).facts["calibration"]["rows"])
+    steps = [width] * 3
+    prefill = next(i for i in range(len(troubled.rows)) if troubled.rows[i : i + 3] == steps)
     troubled.codes = [*([None] * (prefill + 4)), code]
     assert all(isinstance(each, ServerFault) for each in await ask_all(backend))
     assert await ask_all(backend) == expected
