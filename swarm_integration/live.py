@@ -106,12 +106,17 @@ def watching(
 
 def view_for(stream: TextIO) -> View:
     """Return the view that fits a stream."""
-    if not stream.isatty() or os.environ.get("TERM", "").lower() in {"dumb", "unknown"}:
+    if not can_be_drawn_on(stream):
         return PlainView(stream)
     try:
         return LiveView(stream)
     except ImportError:
         return PlainView(stream)
+
+
+def can_be_drawn_on(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
 
 
 class PlainView:

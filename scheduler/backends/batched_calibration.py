@@ -33,8 +33,7 @@ CALIBRATED_ROWS = (1, 2, 4, 8, 12, 16)
 """The row counts that are always tried, however many slots there are.
 
 Kernels work on groups of 4 rows and take others for what is left over. Those often, but not
-always, give the same bits: with 9 rows, 6 % of the rows differed from those of 8, which a few
-probes do not tell.
+always, give the same bits, which a few probes do not tell: once 9 rows seemed to agree with 8.
 """
 
 LARGE_MODEL_GRAINS = (Grain(16, 16), Grain(16, 64), Grain(64, 64))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from scheduler.sharing import SharedLanes
-from swarm_integration.live import REFRESH_S
+from swarm_integration.live import REFRESH_S, can_be_drawn_on
 from swarm_integration.progress import Rate
 from swarm_integration.progress_text import clock
 
@@ -136,13 +136,15 @@ class SweepStatus:
                     live.update("\n".join(self.lines()), refresh=True)
 
         thread = threading.Thread(target=draw, name="sweep view", daemon=True)
-        live.start()
-        thread.start()
         try:
+            with suppress(*_GONE):
+                live.start()
+                thread.start()
             yield
         finally:
             over.set()
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
             with suppress(*_GONE):
                 live.stop()
 
@@ -179,8 +181,8 @@ def _tokens(active: ActiveRun) -> int:
 
 
 def _live_on(stream: TextIO) -> Any:
-    """Return rich's live view of a terminal; None where there is no terminal or no rich."""
-    if not stream.isatty():
+    """Return rich's live view of a terminal; None where there is none to draw on, or no rich."""
+    if not can_be_drawn_on(stream):
         return None
     try:
         from rich.console import Console

@@ -93,7 +93,8 @@ class Reply:
         hold: Answer once this is set.
         hang: Never answer; the connection stays open until the client hangs up.
         reset: Close with a reset instead of an answer.
-        close: Close the connection after the answer (or instead of it, with `raw=b""`).
+        close: Close the connection after the answer, which says so, as a real server's last answer
+            does: a client that is not told may send its next request into the closing connection.
     """
 
     body: Any = field(default_factory=dict)
@@ -291,6 +292,8 @@ class ScriptedServer:
         head = f"HTTP/1.1 {reply.status} Scripted\r\nServer: llama.cpp\r\n"
         if reply.content_type:
             head += f"Content-Type: {reply.content_type}\r\n"
+        if reply.close:
+            head += "Connection: close\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
         connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode("latin-1"))
         if not reply.drip_s:
