@@ -131,11 +131,19 @@ class Watch:
         self.check(self._attempts[key] == attempt, f"{key}: attempts are not counted one by one")
         if self._waiting.pop(key, None) is None:
             return
+        # Which of those that have a slot is sent first is the event loop's business.
+        for placed in self._placed():
+            self._waiting.pop(placed, None)
         for earlier, (name, overtaken) in self._waiting.items():
             if name == backend and self._queued[earlier] < self._queued[key]:
                 self._waiting[earlier] = (name, overtaken + 1)
                 bound = self._config.max_batch + self._slots[backend]
                 self.check(overtaken + 1 < bound, f"{earlier} waits longer than a window")
+
+    def _placed(self) -> list[Key]:
+        steps = [] if self.scheduler is None else self.scheduler._steps
+        entries = (entry for step in steps for entry in step.entries)
+        return [(e.request.agent_id, e.request.step) for e in entries if e.slot is not None]
 
     def _answered(self, key: Key, seed: int) -> None:
         if self.journal is not None and self.journal.broken is None:
