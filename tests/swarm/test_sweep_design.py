@@ -19,7 +19,7 @@ from swarm_integration.sweep.design import (
     points_of,
     runs_of,
 )
-from swarm_integration.sweep.file import is_sweep, read_sweep
+from swarm_integration.sweep.file import is_sweep, read_sweep, read_yaml
 from swarm_integration.sweep.folder import folder_of
 from swarm_integration.sweep.parameters import parse_value, path_of, paths_in, with_values
 from swarm_integration.sweep.statistics import estimate, t_quantile
@@ -232,6 +232,26 @@ def test_a_sweeps_file_reads_as_upstreams_guide_has_it(tmp_path: Path) -> None:
 def test_a_sweeps_file_with_a_mistake_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read_sweep(Path("sweep.yaml"), {"base_scenario": "b.yaml", **change})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "s.yaml can't be read"),
+        (b"\xff\xfe", "s.yaml can't be read"),
+        (b"a: [1,\n  b", "s.yaml is not YAML: while parsing"),
+        (b"- a\n- b\n", "it holds no keys"),
+        (b"", "it holds no keys"),
+    ],
+)
+def test_a_file_that_is_neither_a_scenario_nor_a_sweep_is_refused(
+    content: bytes | None, says: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "s.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_yaml(tmp_path / "s.yaml")
+    assert "\n" not in str(caught.value)
 
 
 # --- where it writes
