@@ -85,8 +85,11 @@ async def check_default_server(base_url: str) -> AsyncIterator[Finding]:
             return
         yield Finding(f"server {base_url}", "ok", f"none runs; to start one: {START_SERVER}")
         yield check_port(host, port)
-    except ConfigError:
-        yield check_port(host, port)
+    except ConfigError as exc:
+        if isinstance(exc.__cause__, AuthenticationFailed):
+            yield replace(_unavailable(base_url, exc), level="warning")
+        else:
+            yield check_port(host, port)
     else:
         yield _running(base_url, info)
     finally:
