@@ -221,6 +221,8 @@ class ScriptedServer:
 
     def _converse(self, connection: socket.socket) -> None:
         connection.settimeout(_POLL_S)
+        # Head and body are two writes: the second is not to wait for the first's receipt.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection:
             buffer = b""
             while True:
