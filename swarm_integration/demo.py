@@ -13,6 +13,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scheduler.gguf_models import ensure_model
 from swarm_integration import cli
@@ -56,10 +57,7 @@ def demo(options: DemoOptions) -> int:
         code = _run(options, run_dir)
         print(f"\n{ABOUT_MODEL}")
     if options.as_json and code == 0:
-        manifest = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
-        keys = ("trace_hash", "inference", "actions", "backends", "state")
-        report = {key: manifest[key] for key in keys}
-        print(json.dumps({**report, "run_dir": str(run_dir)}))
+        print(json.dumps(_facts(run_dir)))
     return code
 
 
@@ -73,3 +71,9 @@ def _run(options: DemoOptions, run_dir: Path) -> int:
     arguments += ["--inference-config", str(project_file(CONFIG)), "--run-dir", str(run_dir)]
     print("$ swarm " + " ".join(arguments) + "\n", flush=True)
     return cli.main(arguments)
+
+
+def _facts(run_dir: Path) -> dict[str, Any]:
+    manifest = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
+    keys = ("trace_hash", "inference", "actions", "backends", "state")
+    return {**{key: manifest[key] for key in keys}, "run_dir": str(run_dir)}
