@@ -16,7 +16,8 @@ from scheduler.errors import ConfigError
 from scheduler.gguf_file import GgufHeader
 
 _MIB = 1 << 20
-_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("proc/meminfo")
+_CGROUP = Path("sys/fs/cgroup")
 
 _CONTEXT_STEP = 256
 """llama.cpp rounds the length of a sequence up to a multiple of this."""
@@ -101,9 +102,13 @@ def needed_bytes(header: GgufHeader, n_ctx: int, n_gpu_layers: int = 0) -> int:
     return memory_need(header, n_ctx, n_gpu_layers).total
 
 
-def available_bytes() -> int | None:
-    """Return the memory that can still be taken, or None where the system does not say."""
-    found = [size for size in (_system_bytes(), _cgroup_bytes()) if size is not None]
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory that can still be taken, or None where the system does not say.
+
+    Args:
+        root: The folder in which `/proc` and `/sys` are.
+    """
+    found = [size for size in (_system_bytes(root), _cgroup_bytes(root)) if size is not None]
     return min(found, default=None)
 
 
@@ -130,9 +135,9 @@ def too_large(path: Path, need: MemoryNeed, available: int, remedy: str) -> Conf
     )
 
 
-def _system_bytes() -> int | None:
+def _system_bytes(root: Path) -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        for line in (root / _MEMINFO).read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
@@ -143,10 +148,10 @@ def _system_bytes() -> int | None:
         return None
 
 
-def _cgroup_bytes() -> int | None:
+def _cgroup_bytes(root: Path) -> int | None:
     try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
+        limit = (root / _CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = (root / _CGROUP / "memory.current").read_text(encoding="ascii").strip()
     except OSError:
         return None
     return max(0, int(limit) - int(used)) if limit.isdigit() else None
