@@ -17,7 +17,7 @@ from tests import virtual_time
 from tests.simulation.seeds import KEPT, run_seeds, run_world
 from tests.simulation.watchdog import EXIT_CODE
 
-SEEDS = range(120)
+SEEDS = range(250)
 
 
 @pytest.mark.parametrize("backend", virtual_time.BACKENDS)
