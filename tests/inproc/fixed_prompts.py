@@ -37,6 +37,11 @@ ACT = OutputSchema(
         ]
     },
 )
+# Held to it, an answer can't end: it has 45,600 characters or more, a token of these models has 19
+# or fewer, and no context here is longer than 2,048 tokens.
+ENDLESS = OutputSchema(
+    "endless", {"type": "array", "items": {"type": "string", "minLength": 1900}, "minItems": 24}
+)
 PERSONAS = ("honest", "greedy", "careful")
 
 
@@ -49,6 +54,13 @@ def fixed_request(n: int) -> Request:
     schema = ACT if n % 2 else None
     messages = (Message("system", system), Message("user", user))
     return Request(f"agent_{n}", messages, sampling=sampling, schema=schema, timeout_s=60)
+
+
+def endless_request(n: int = 0, *, rounds: int = 1, max_tokens: int = 400) -> Request:
+    """Return a request whose answer ends at `max_tokens` alone, after a prompt of any length."""
+    messages = (Message("user", f"Round {n}. " * rounds),)
+    sampling = Sampling(0.8, max_tokens)
+    return Request(f"agent_{n}", messages, sampling=sampling, schema=ENDLESS, timeout_s=300)
 
 
 def mixed_request(n: int) -> Request:

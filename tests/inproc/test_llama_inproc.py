@@ -8,8 +8,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,14 +20,17 @@ import anyio
 import jsonschema
 import pytest
 
+from scheduler.backends.base import RawAnswer
 from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.backends.llama_prompt import Prompt
 from scheduler.backends.llama_sampling import MOST_GRAMMARS, Grammars
+from scheduler.backends.native_model import NativeModel, NativeSpec, load_native
 from scheduler.engine import Scheduler
-from scheduler.errors import ConfigError, ContextExceeded, RequestRejected
+from scheduler.errors import ConfigError, ConnectionFailed, ContextExceeded, RequestRejected
 from scheduler.seeds import request_seed
-from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling
+from scheduler.types import FinishReason, OutputSchema, Sampling
 from tests.inproc.conftest import TYPES
-from tests.inproc.fixed_prompts import ACT, answers_of, fixed_request
+from tests.inproc.fixed_prompts import ACT, answers_of, endless_request, fixed_request
 
 if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
     pytest.skip("llama-cpp-python is not installed", allow_module_level=True)
@@ -33,7 +38,7 @@ if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLA
 import llama_cpp
 
 PROMPTS = range(12)
-ENDLESS = OutputSchema("endless", {"type": "string", "minLength": 1900})
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -49,18 +54,64 @@ async def backend(model: Path) -> AsyncIterator[LlamaInprocBackend]:
     await backend.aclose()
 
 
-def endless(n: int = 0, *, rounds: int = 1) -> Request:
-    """A request that goes on until it is stopped, after a prompt of any length."""
-    messages = (Message("user", f"Round {n}. " * rounds),)
-    return Request(f"agent_{n}", messages, sampling=Sampling(0.8, 400), schema=ENDLESS)
+class Paused:
+    """A loaded model that goes no further than to one of its evaluations until it is interrupted.
+
+    That evaluation is then begun, as one is that finds itself interrupted.
+
+    Attributes:
+        came_to: The number of the evaluation that an answer has come to, from 1.
+    """
+
+    def __init__(self, native: NativeModel, pause_at: int) -> None:
+        self.facts = native.facts
+        self.prompt = native.prompt
+        self.close = native.close
+        self.came_to = 0
+        self._native = native
+        self._pause_at = pause_at
+        self._there = threading.Event()
+        self._interrupted = threading.Event()
+
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        seed: int,
+        schema: OutputSchema | None,
+        stopped: Callable[[], bool],
+    ) -> RawAnswer:
+        def looked() -> bool:
+            self.came_to += 1
+            if self.came_to != self._pause_at:
+                return stopped()
+            self._there.set()
+            assert self._interrupted.wait(PATIENCE_S)
+            return False
+
+        return self._native.answer(prompt, sampling, seed, schema, looked)
+
+    def interrupt(self) -> None:
+        self._native.interrupt()
+        self._interrupted.set()
+
+    async def there(self) -> None:
+        """Return once the evaluation is reached."""
+        with anyio.fail_after(PATIENCE_S):
+            while not self._there.is_set():  # noqa: ASYNC110 - another thread sets it
+                await anyio.sleep(0.002)
 
 
-async def cancelled(backend: LlamaInprocBackend, request: Request, after_s: float) -> float:
-    """Cancel `request` after a while; return how many seconds that took."""
-    with anyio.move_on_after(after_s) as scope:
-        await backend.generate(request, seed=1, slot=0)
-    assert scope.cancelled_caught
-    return anyio.current_time() - scope.deadline
+class Pausing:
+    """Loads a model that pauses, and keeps it."""
+
+    def __init__(self, pause_at: int) -> None:
+        self._pause_at = pause_at
+        self.native: Paused
+
+    def __call__(self, spec: NativeSpec) -> NativeModel:
+        self.native = Paused(load_native(spec), self._pause_at)
+        return self.native
 
 
 @pytest.mark.parametrize("weights", TYPES)
@@ -79,7 +130,9 @@ async def test_answers_do_not_depend_on_what_ran_before(
         shuffled.shuffle(order)
         some = order[: shuffled.randint(4, len(order))]
         assert await answers_of(backend, some) == {n: expected[n] for n in some}
-        await cancelled(backend, endless(order[0], rounds=shuffled.randint(1, 60)), 0.02)
+        with anyio.move_on_after(0.02):
+            longer = endless_request(order[0], rounds=shuffled.randint(1, 60))
+            await backend.generate(longer, seed=1, slot=0)
     await backend.aclose()
     one_by_one = LlamaInprocBackend(models[weights], n_ctx=2048, n_threads=1)
     for n in (7, 2):
@@ -145,14 +198,12 @@ async def test_shared_system_message_is_read_once(backend: LlamaInprocBackend) -
 
 
 async def test_finished_answers_hold_their_schema(backend: LlamaInprocBackend) -> None:
-    finished = 0
     for seed in range(12):
-        request = replace(fixed_request(1), sampling=Sampling(1.0, 80))
+        # More tokens than a text has bytes that holds the schema.
+        request = replace(fixed_request(1), sampling=Sampling(1.0, 800))
         answer = await backend.generate(request, seed=seed, slot=0)
-        if answer.finish_reason is FinishReason.STOP:
-            finished += 1
-            jsonschema.validate(json.loads(answer.text), ACT.schema)
-    assert finished >= 6
+        assert answer.finish_reason is FinishReason.STOP
+        jsonschema.validate(json.loads(answer.text), ACT.schema)
 
 
 async def test_seed_and_temperature_decide(backend: LlamaInprocBackend) -> None:
@@ -165,7 +216,7 @@ async def test_seed_and_temperature_decide(backend: LlamaInprocBackend) -> None:
 
 
 async def test_token_limit_ends_an_answer(backend: LlamaInprocBackend) -> None:
-    request = replace(endless(), sampling=Sampling(0.8, 7))
+    request = endless_request(max_tokens=7)
     answer = await backend.generate(request, seed=1, slot=0)
     assert answer.finish_reason is FinishReason.LENGTH
     assert answer.usage.completion_tokens == 7
@@ -174,7 +225,7 @@ async def test_token_limit_ends_an_answer(backend: LlamaInprocBackend) -> None:
 async def test_prompt_and_answer_that_just_fit_are_answered(model: Path) -> None:
     backend = LlamaInprocBackend(model, n_ctx=512, n_threads=1)
     await backend.start()
-    request = endless(rounds=20)
+    request = endless_request(rounds=20)
     count = await backend.count_prompt_tokens(request.messages) or 0
     most = replace(request, sampling=Sampling(0.8, 512 - count))
     answer = await backend.generate(most, seed=1, slot=0)
@@ -184,22 +235,43 @@ async def test_prompt_and_answer_that_just_fit_are_answered(model: Path) -> None
     await backend.aclose()
 
 
-@pytest.mark.parametrize(("rounds", "after_s"), [(1, 0.1), (300, 0.005), (300, 0.03)])
-async def test_cancelling_ends_prefill_and_decode_soon(
-    backend: LlamaInprocBackend, rounds: int, after_s: float
+@pytest.mark.parametrize(
+    ("rounds", "evaluation"), [(300, 1), (300, 3), (1, 20)], ids=["begin", "prefill", "decode"]
+)
+async def test_cancelling_ends_the_evaluation_under_way(
+    model: Path, rounds: int, evaluation: int
 ) -> None:
-    assert await cancelled(backend, endless(rounds=rounds), after_s) < 1.0
+    """A cancelled answer is waited for until it ends: where it is, and not an evaluation later."""
+    load = Pausing(evaluation)
+    backend = LlamaInprocBackend(model, n_ctx=2048, n_threads=1, grace_s=PATIENCE_S, load=load)
+    await backend.start()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(backend.generate, endless_request(rounds=rounds), seed=1, slot=0))
+        await load.native.there()
+        tasks.cancel_scope.cancel()
+    assert load.native.came_to == evaluation
+    expected = (await backend.generate(fixed_request(0), seed=1, slot=0)).text
+    await backend.aclose()
+    other = LlamaInprocBackend(model, n_ctx=2048, n_threads=1)
+    await other.start()
+    assert (await other.generate(fixed_request(0), seed=1, slot=0)).text == expected
+    await other.aclose()
 
 
-async def test_close_while_an_answer_runs_frees_the_model(backend: LlamaInprocBackend) -> None:
+async def test_close_while_an_answer_runs_frees_the_model(model: Path) -> None:
+    load = Pausing(20)
+    backend = LlamaInprocBackend(model, n_ctx=2048, n_threads=1, grace_s=PATIENCE_S, load=load)
+    await backend.start()
+
     async def ask() -> None:
-        with pytest.raises(Exception, match="closed before the answer"):
-            await backend.generate(endless(), seed=1, slot=0)
+        with pytest.raises(ConnectionFailed, match="closed before the answer"):
+            await backend.generate(endless_request(), seed=1, slot=0)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask)
-        await anyio.sleep(0.01)
+        await load.native.there()
         await backend.aclose()
+    assert load.native.came_to == 20
 
 
 async def test_schema_that_no_grammar_can_hold_is_rejected(backend: LlamaInprocBackend) -> None:
