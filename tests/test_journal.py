@@ -26,6 +26,7 @@ from scheduler.seeds import request_seed
 from scheduler.types import Answer, FinishReason, Message, Outcome, Request, Usage
 from tests.doubles import NoLog, config
 from tests.questions import question, questions
+from tests.unmeasured import unmeasured
 
 pytestmark = pytest.mark.virtual_time
 
@@ -523,6 +524,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_loses_nothing(tmp_path: Pat
     program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,)*2)\n{_WRITER}"
     done = subprocess.run(
         [sys.executable, "-c", program, str(path), "normal"],
+        env=unmeasured(),
         capture_output=True,
         text=True,
         timeout=100,

@@ -16,6 +16,7 @@ from swarm_integration.rundir import RunDirectory, recorded_end
 from tests.swarm.simulations import llm, manifest, swarm, write_config, write_scenario
 from tests.swarm.test_resume import check_is_like, check_nothing_was_asked_twice, command
 from tests.swarm.test_rundir import answer, completion
+from tests.unmeasured import unmeasured
 
 pytestmark = pytest.mark.skipif(
     not Path("/dev/full").exists(), reason="this system has no device that is always full"
@@ -110,7 +111,7 @@ def test_a_run_whose_files_can_not_grow_says_so_and_is_resumed_to_the_same_end(m
     assert swarm(*command(FRESH, config)) == 0
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(most), *map(str, command(RUN, config))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0"},
+        env=unmeasured(PYTHONPATH=os.pathsep.join(sys.path), PYTHONHASHSEED="0"),
         capture_output=True,
         text=True,
         timeout=100,
