@@ -108,8 +108,8 @@ def _number(name: str) -> Callable[[Any, str], None]:
 
 
 # The wheel has no parser of its own for llama-server's flags; these are the ones that
-# `scheduler.server_command.server_flags` emits or a measurement adds. Any other one is refused,
-# as llama-server does.
+# `scheduler.server_command.server_flags` emits or a measurement or a test adds. Any other one is
+# refused, as llama-server does.
 _WITH_VALUE: dict[str, Callable[[Any, str], None]] = {
     "--model": _set_model,
     "--alias": lambda params, value: setattr(params, "model_alias", [value]),
@@ -135,6 +135,7 @@ _ACTIONS: dict[str, Callable[[Any], None]] = {"--ignore-eos": _ignore_eos}
 _SWITCHES: dict[str, tuple[str, bool]] = {
     "--no-kv-unified": ("kv_unified", False),
     "--kv-unified": ("kv_unified", True),
+    "--context-shift": ("ctx_shift", True),
     "--cont-batching": ("cont_batching", True),
     "--no-cont-batching": ("cont_batching", False),
     "--no-cache-idle-slots": ("cache_idle_slots", False),

@@ -106,6 +106,14 @@ def test_the_wheels_server_can_be_told_to_write_on_to_the_limit() -> None:
     params = xllamacpp.CommonParams()
     apply_flags(params, ["--ignore-eos", "--parallel", "2"])
     assert (params.sampling.ignore_eos, params.n_parallel) == (True, 2)
+    assert params.ctx_shift is False
+
+
+def test_the_wheels_server_can_be_told_to_write_on_past_its_context() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    apply_flags(params, ["--context-shift"])
+    assert params.ctx_shift is True
 
 
 def test_the_wheels_parameters_take_what_a_measurement_adds_and_the_last_flag_wins() -> None:

@@ -9,7 +9,19 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from scheduler.gguf_models import write_model
-from scheduler.server import ManagedServer, ServerSpec, find_server
+from scheduler.server import ManagedServer, ServerSpec, find_server, server_flags
+from scheduler.types import Sampling
+
+ENDLESS = Sampling(max_tokens=10**9)
+"""Asked of a server with `endless_flags`, an answer ends when nobody waits for it any more."""
+
+
+def endless_flags(spec: ServerSpec) -> list[str]:
+    """Return the flags of a server that no answer leaves, however fast it is.
+
+    Not with the profile `invariant`: its cache, in BF16, is of a type that can't be shifted.
+    """
+    return [*server_flags(spec), "--ignore-eos", "--context-shift"]
 
 
 @pytest.fixture(scope="session")
