@@ -6,8 +6,9 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 from scheduler.backends.batched_rows import rows_for
 from scheduler.backends.llama_inproc import LlamaInprocBackend
 from scheduler.errors import AttemptTimeout, ConfigError, ServerFault
-from scheduler.types import Sampling
-from tests.inproc.fixed_prompts import fixed_request
+from scheduler.types import Request, Sampling
+from tests.inproc.fixed_prompts import endless_request, fixed_request
 
 if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
     pytest.skip("llama-cpp-python is not installed", allow_module_level=True)
@@ -84,13 +85,15 @@ async def backend(
     await backend.aclose()
 
 
-async def ask_all(backend: LlamaInprocBackend) -> list[str | Exception]:
+async def ask_all(
+    backend: LlamaInprocBackend, request: Callable[[int], Request] = fixed_request
+) -> list[str | Exception]:
     """Ask three questions at once; return texts, or what came instead."""
     found: dict[int, str | Exception] = {}
 
     async def ask(n: int) -> None:
         try:
-            found[n] = (await backend.generate(fixed_request(n), seed=n, slot=0)).text
+            found[n] = (await backend.generate(request(n), seed=n, slot=0)).text
         except Exception as exc:  # noqa: BLE001 - whatever comes is looked at
             found[n] = exc
 
@@ -117,15 +120,16 @@ async def test_a_prompt_that_fails_does_not_touch_its_neighbours(
 async def test_a_step_that_fails_is_told_to_its_answers_and_nothing_is_left(
     backend: LlamaInprocBackend, troubled: Troubled, code: int
 ) -> None:
-    expected = await ask_all(backend)
+    long = partial(endless_request, max_tokens=24)  # none ends before the step that fails
+    expected = await ask_all(backend, long)
     troubled.rows.clear()
-    await ask_all(backend)
+    await ask_all(backend, long)
     width = rows_for(3, (await backend.start()).facts["calibration"]["rows"])
     steps = [width] * 3
     prefill = next(i for i in range(len(troubled.rows)) if troubled.rows[i : i + 3] == steps)
     troubled.codes = [*([None] * (prefill + 4)), code]
-    assert all(isinstance(each, ServerFault) for each in await ask_all(backend))
-    assert await ask_all(backend) == expected
+    assert all(isinstance(each, ServerFault) for each in await ask_all(backend, long))
+    assert await ask_all(backend, long) == expected
 
 
 async def test_an_evaluation_that_was_left_for_another_is_done_again(
