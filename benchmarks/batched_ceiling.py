@@ -2,16 +2,17 @@
 
     python benchmarks/batched_ceiling.py MODEL.gguf [--threads N]
 
-Prints the seconds of a prompt's token by the size of the chunk it is in, and those of a step by
-its rows, both behind about 1,000 tokens. `batched_engine.py --part speed` measures the same in
+Prints the prompt tokens per second by the size of the chunks that are read, and the tokens of
+answers per second by the rows of a step, behind about 1,000 tokens, for both ways to compute
+attention in turns. `batched_engine.py --part speed` measures the same in
 turns with the engine, and compares it with `oracle_s`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from scheduler.backends.native_model import NativeSpec
 
 CHUNKS = (64, 128, 256, 512)
 ROWS = (1, 2, 4, 8, 12, 16)
+ATTENTION = {"all scores at once": False, "one pass (flash attention)": True}
 HALF = 512
 """Prefill is measured for the first so many tokens, and for the next so many."""
 
@@ -150,15 +152,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is timed")
     options = parser.parse_args()
-    model = LoadedModel(llama_cpp, NativeSpec(options.model, 2048, options.threads, 0))
-    ceiling = Ceiling(model)
+    models = {
+        name: LoadedModel(llama_cpp, NativeSpec(options.model, 2048, options.threads, 0, flash))
+        for name, flash in ATTENTION.items()
+    }
+    ceilings = {name: Ceiling(model) for name, model in models.items()}
     for _ in range(options.rounds):
-        ceiling.measure()
-    rates = ceiling.rates()
-    print(json.dumps({"prefill_tokens_s": rates.prefill_tokens_s,
-                      "decode_tokens_s": rates.decode_tokens_s}, indent=1))  # fmt: skip
-    ceiling.close()
-    model.close()
+        for ceiling in ceilings.values():
+            ceiling.measure()
+    print(f"{os.cpu_count()} {platform.machine()} cores, {options.threads} threads")
+    for name, ceiling in ceilings.items():
+        rates = ceiling.rates()
+        print(f"{name}:")
+        for kind, found in (("read", rates.prefill_tokens_s), ("wrote", rates.decode_tokens_s)):
+            print(f"  {kind} " + ", ".join(f"{size}: {rate:.0f}" for size, rate in found.items()))
+        ceiling.close()
+        models[name].close()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
 from scheduler.journal import Journal
 from scheduler.server import ManagedServer, Profile, ServerSpec, server_flags
-from scheduler.server_command import default_threads
+from scheduler.server_command import default_threads, physical_cores
 from scheduler.types import Completion, Request
 from swarm_integration.bench.servers import IGNORE_EOS
 from swarm_integration.bench.usage import cpu
@@ -73,6 +73,7 @@ SETS: dict[str, Setting] = {
         copies=0,
         pinned=False,
     ),
+    "a thread less": _flags(f"--threads {max(1, physical_cores() - 1)}"),
     "batch 128": _flags("--batch-size 128 --ubatch-size 128"),
     "batch 256": _flags("--batch-size 256 --ubatch-size 256"),
     "batch 512": _flags("--batch-size 512 --ubatch-size 512"),
