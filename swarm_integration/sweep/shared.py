@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class SharedPlace:
         self._error: RunEndingError | None = None
         self._waited_for: concurrent.futures.Future[Any] | None = None
         self._simulation: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+        self._changing = threading.Lock()
+        self._begun = self._stopped = False
 
     @property
     def in_flight(self) -> int:
@@ -81,13 +84,16 @@ class SharedPlace:
             self._scheduler.end(error)
 
     def stop(self) -> None:
-        """End the run at once, wherever it waits."""
-        if self._simulation is not None:
-            loop, task = self._simulation
+        """End the run at once, wherever it waits, or as soon as it does."""
+        with self._changing:
+            self._stopped = True
+            simulation, waited_for = self._simulation, self._waited_for
+        if simulation is not None:
+            loop, task = simulation
             with suppress(RuntimeError):  # it has just ended, and its loop with it
                 loop.call_soon_threadsafe(task.cancel)
-        elif self._waited_for is not None:
-            self._waited_for.cancel()
+        elif waited_for is not None:
+            waited_for.cancel()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns on the shared loop; called on the run's thread.
@@ -96,7 +102,13 @@ class SharedPlace:
             KeyboardInterrupt: It was stopped.
         """
         future = asyncio.run_coroutine_threadsafe(work, self._shared.loop)
-        self._waited_for = future
+        with self._changing:
+            self._waited_for = future
+            # What a run does after its start gives back what it has: no earlier stop ends that.
+            missed = self._stopped and not self._begun
+            self._begun = True
+        if missed:
+            future.cancel()
         try:
             return future.result()
         except concurrent.futures.CancelledError as exc:
@@ -115,14 +127,19 @@ class SharedPlace:
         """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is not None:
-            self._simulation = loop, task
+            with self._changing:
+                self._simulation = loop, task
+                missed = self._stopped
+            if missed:
+                task.cancel()
         opened: concurrent.futures.Future[Scheduler] = concurrent.futures.Future()
         over: concurrent.futures.Future[bool] = concurrent.futures.Future()
         work = self._keep_open(started, config, log, opened, over)
         open_ = asyncio.run_coroutine_threadsafe(work, self._shared.loop)
         well = False
         try:
-            scheduler = await asyncio.wrap_future(opened)
+            # Shielded: a run that is stopped meanwhile must not take the future from who opens.
+            scheduler = await asyncio.shield(asyncio.wrap_future(opened))
             yield Seat(scheduler, _Across(scheduler, self._shared.loop))
             well = True
         finally:

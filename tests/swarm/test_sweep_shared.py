@@ -213,15 +213,45 @@ async def test_stopped_while_it_starts_a_run_is_interrupted(bench: Bench) -> Non
         await ended.wait()
 
 
-async def test_a_run_that_waits_for_nothing_is_stopped_in_vain(bench: Bench) -> None:
+async def test_stopped_before_it_starts_a_run_is_interrupted_all_the_same(bench: Bench) -> None:
+    async def start() -> None:
+        await asyncio.Event().wait()
+
+    async def give_back() -> str:
+        await asyncio.sleep(0)
+        return "given back"
+
     bench.place.stop()
-    await bench.play(FakeBackend(), _ask_once)
+    await bench.on_thread(lambda: bench.place.run(start()))
+    interrupted: Any = bench.result
+    assert isinstance(interrupted, KeyboardInterrupt)
+    await bench.on_thread(lambda: bench.place.run(give_back()))
+    assert bench.result == "given back"
+
+
+async def test_stopped_before_its_simulation_waits_a_run_asks_nothing(bench: Bench) -> None:
+    backend = FakeBackend()
+
+    async def nothing() -> None:
+        return None
+
+    async def simulation(seat: Seat) -> None:
+        raise AssertionError("never begun")
+
+    await bench.on_thread(lambda: bench.place.run(nothing()))
+    bench.place.stop()
+    await bench.play(backend, simulation)
+    assert isinstance(bench.result, asyncio.CancelledError)
+    assert (backend.calls, bench.idle) == (0, True)
+
+
+async def test_a_run_that_has_ended_is_stopped_in_vain(bench: Bench) -> None:
+    async def simulation(seat: Seat) -> list[str]:
+        return names(await seat.asker.run_step(questions(1)))
+
+    await bench.play(FakeBackend(), simulation)
     bench.place.stop()
     assert bench.result == names_of(1)
-
-
-async def _ask_once(seat: Seat) -> list[str]:
-    return names(await seat.asker.run_step(questions(1)))
 
 
 # The thread itself
