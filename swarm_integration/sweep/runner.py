@@ -34,7 +34,7 @@ from swarm_integration.sweep.plot import png_of
 from swarm_integration.sweep.results import SweepResults, collect
 from swarm_integration.sweep.shared import Shared, SharedPlace
 from swarm_integration.sweep.status import SweepStatus
-from swarm_integration.sweep.threads import in_thread
+from swarm_integration.sweep.threads import all_of, in_thread
 
 ProgressCallback = Callable[[int, int, Mapping[str, Any]], None]
 """Called when a run starts, with its number (from 1), the number of runs, and its values."""
@@ -179,7 +179,7 @@ class SweepRunner:
             try:
                 with ended_by_ctrl_c(self):
                     workers = [asyncio.create_task(work()) for _ in range(min(self._jobs, total))]
-                    await _all(workers)
+                    await all_of(workers)
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -218,16 +218,6 @@ class SweepRunner:
             ended("failed", exc)
         else:
             ended("completed")
-
-
-async def _all(workers: Sequence[asyncio.Task[None]]) -> None:
-    """Wait for all workers; cancelled, or when one fails, stop and wait for the others."""
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
 
 
 @asynccontextmanager

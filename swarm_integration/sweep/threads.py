@@ -1,10 +1,10 @@
-"""A blocking call on a thread of its own, awaited on a loop."""
+"""Blocking calls on threads of their own, awaited on a loop."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 
@@ -39,3 +39,17 @@ async def in_thread(call: Callable[[], None], *, name: str, stop: Callable[[], N
         stop()
         await done
         raise
+
+
+async def all_of(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait for all `tasks`; cancelled, or when one fails, cancel and wait for the others.
+
+    Each is cancelled once: a second time it would no longer wait for what it has stopped.
+    """
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            if not task.cancelling():
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
