@@ -15,11 +15,19 @@ KIB = 1024
 MEMINFO = "MemTotal:       900 kB\nMemFree:        100 kB\nMemAvailable:   700 kB\n"
 
 
-def system(root: Path, *, meminfo: str | None = MEMINFO, limit: str = "", used: str = "0") -> Path:
+def system(
+    root: Path,
+    *,
+    meminfo: str | None = MEMINFO,
+    limit: str = "",
+    used: str = "0",
+    cached: int = 0,
+) -> Path:
     """A folder with what Linux says of its memory, and of that of a container."""
     files = {"proc/meminfo": meminfo}
     if limit:
         files |= {"sys/fs/cgroup/memory.max": limit, "sys/fs/cgroup/memory.current": used}
+        files |= {"sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {cached}\nactive_file 9"}
     for name, content in files.items():
         if content is not None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +53,11 @@ def test_a_containers_limit_counts_where_less_is_left_of_it(
     limit: int | str, used: int, available: int, tmp_path: Path
 ) -> None:
     assert available_bytes(system(tmp_path, limit=str(limit), used=str(used))) == available
+
+
+def test_what_a_container_keeps_of_files_can_be_taken(tmp_path: Path) -> None:
+    root = system(tmp_path, limit=str(500 * KIB), used=str(450 * KIB), cached=300 * KIB)
+    assert available_bytes(root) == 350 * KIB
 
 
 @pytest.mark.parametrize("meminfo", [None, "MemTotal: 900 kB"], ids=["no file", "no line"])

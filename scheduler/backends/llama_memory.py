@@ -149,9 +149,13 @@ def _system_bytes(root: Path) -> int | None:
 
 
 def _cgroup_bytes(root: Path) -> int | None:
+    folder = root / _CGROUP
     try:
-        limit = (root / _CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = (root / _CGROUP / "memory.current").read_text(encoding="ascii").strip()
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = (folder / "memory.current").read_text(encoding="ascii").strip()
+        stat = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return max(0, int(limit) - int(used)) if limit.isdigit() else None
+    # Files that were read count as used until somebody needs the memory, a model's own among them.
+    cached = sum(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
+    return max(0, int(limit) - int(used) + cached) if limit.isdigit() else None
