@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -11,8 +12,15 @@ from anyio.lowlevel import checkpoint
 from scheduler.backends.fake import FakeBackend
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
-from scheduler.errors import AttemptError, ConnectionFailed, ServerBusy, ServerFault
+from scheduler.errors import (
+    AttemptError,
+    ConnectionFailed,
+    RequestRejected,
+    ServerBusy,
+    ServerFault,
+)
 from scheduler.types import Request
+from tests.doubles import NoLog, always
 from tests.questions import SCHEMA, names, question, questions, transcript
 
 pytestmark = pytest.mark.virtual_time
@@ -133,6 +141,20 @@ async def test_cancel_after_a_failure_stops_what_is_still_in_flight() -> None:
         await scheduler.drain()
         assert anyio.current_time() == scope.deadline
     assert fake.calls == 2
+
+
+async def test_a_caller_that_is_cancelled_as_its_step_fails_is_cancelled() -> None:
+    class Cancelling(NoLog):
+        def info(self, event: str, **_: Any) -> None:
+            if event == "request.settled":  # the step is over, its caller has not heard of it
+                scope.cancel()
+
+    backend = FakeBackend(fault=always(RequestRejected("no")))
+    async with Scheduler(backend, log=Cancelling()) as scheduler:
+        with anyio.CancelScope() as scope:
+            await scheduler.submit(question())
+        assert scope.cancelled_caught
+        assert scheduler.idle
 
 
 async def test_cancel_of_all_but_one_of_many_steps() -> None:

@@ -36,6 +36,22 @@ async def test_drain_returns_when_everything_is_settled() -> None:
             assert scheduler.stats.requests == 10
 
 
+async def test_drain_waits_for_a_step_that_follows_another_at_once() -> None:
+    async def two_steps(scheduler: Scheduler) -> None:
+        await scheduler.run_step(questions(2))
+        await scheduler.run_step(questions(2, step=1))
+
+    async with (
+        Scheduler(FakeBackend(delay=lambda *_: 1.0)) as scheduler,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(two_steps, scheduler)
+        await anyio.sleep(0.5)
+        await scheduler.drain()
+        assert scheduler.idle
+        assert scheduler.stats.requests == 4
+
+
 async def test_a_scheduler_that_is_not_open_takes_nothing() -> None:
     scheduler = Scheduler(FakeBackend())
     with pytest.raises(SchedulerClosed):

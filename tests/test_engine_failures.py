@@ -15,6 +15,7 @@ from scheduler.errors import (
     MalformedAnswer,
     RequestRejected,
     RetryBudgetExhausted,
+    RunEndingError,
     SchedulerClosed,
     ServerBusy,
     ServerFault,
@@ -175,6 +176,23 @@ async def test_a_backend_that_cancels_itself_shortens_no_result() -> None:
             await scheduler.run_step(questions(5))
         assert "agent-001 act (epoch 0, step 0) was cancelled from outside" in str(caught.value)
         assert scheduler.idle
+
+
+async def test_what_is_in_flight_when_a_run_ends_is_finished_and_kept() -> None:
+    backend = TracingBackend(slots=3, delay=lambda *_: 2.0)
+    async with Scheduler(backend) as scheduler, anyio.create_task_group() as tasks:
+
+        async def step() -> None:
+            with pytest.raises(RunEndingError, match="enough"):
+                await scheduler.run_step(questions(9))
+
+        tasks.start_soon(step)
+        await anyio.sleep(1.0)
+        began = anyio.current_time()
+        scheduler.end(RunEndingError("enough"))
+        await scheduler.drain()
+        assert anyio.current_time() - began == pytest.approx(1.0)
+        assert (backend.calls, scheduler.stats.answered_ok) == (3, 3)
 
 
 async def test_a_run_ends_with_the_error_that_came_first() -> None:
