@@ -349,6 +349,34 @@ async def test_a_changed_answer_is_refused_and_named(tmp_path: Path) -> None:
         await Journal(path).open()
 
 
+async def test_answers_that_changed_places_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    await written(path)
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT key, label, record, sha256 FROM answers").fetchall()
+        keys = [key for key, *_ in rows]
+        connection.execute("DELETE FROM answers")
+        for key, (_, *rest) in zip(reversed(keys), rows, strict=True):
+            connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (key, *rest))
+    connection.close()
+    with pytest.raises(JournalDamaged, match="is not what was stored"):
+        await Journal(path).open()
+
+
+async def test_an_answer_that_a_damaged_page_hides_is_missed(tmp_path: Path) -> None:
+    """Each answer that is left is right, so only the page itself tells that one has gone."""
+    path = tmp_path / "j"
+    await written(path, 40)
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[16:18], "big")
+    leaves = [at for at in range(size, len(content), size) if content[at] == INDEX_LEAF]
+    cells = int.from_bytes(content[leaves[-1] + 3 : leaves[-1] + 5], "big")
+    content[leaves[-1] + 3 : leaves[-1] + 5] = (cells - 1).to_bytes(2, "big")
+    path.write_bytes(content)
+    with pytest.raises(JournalDamaged, match="is damaged"):
+        await Journal(path).open()
+
+
 async def test_a_file_cut_anywhere_is_refused_or_has_only_right_answers(tmp_path: Path) -> None:
     path = tmp_path / "j"
     await written(path, 40)
@@ -368,6 +396,7 @@ async def test_a_file_cut_anywhere_is_refused_or_has_only_right_answers(tmp_path
 
 
 FLIPS = 200
+INDEX_LEAF = 10  # https://www.sqlite.org/fileformat2.html#b_tree_pages
 
 
 @pytest.mark.parametrize("which", ["journal", "wal"])
