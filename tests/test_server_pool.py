@@ -235,6 +235,18 @@ async def test_a_server_that_comes_back_in_the_middle_of_a_step_is_used_again() 
     assert scheduler.stats.retries <= 1
 
 
+async def test_what_waits_is_sent_to_a_server_that_comes_back_while_the_others_are_busy() -> None:
+    servers = [Mortal(1, delay=lambda *_: 1.0), Mortal(1, delay=lambda *_: 100.0)]
+    async with Scheduler(pool_of(servers)) as scheduler, anyio.create_task_group() as group:
+        servers[0].die()
+        group.start_soon(scheduler.run_step, asked(2, 1, timeout_s=1000.0))
+        await anyio.sleep(3.0)
+        assert (scheduler.in_flight, scheduler.lanes["default"].waiting) == (1, 1)
+        servers[0].revive()
+        await anyio.sleep(3.0)
+        assert len(servers[0].served) == 1
+
+
 async def test_without_any_server_requests_fail_and_nothing_hangs() -> None:
     servers = [Mortal(1), Mortal(1)]
     for one in servers:
