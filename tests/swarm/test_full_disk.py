@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.errors import JournalError
+from scheduler.errors import ConfigError, JournalError
 from swarm_integration.errors import RunFilesError
 from swarm_integration.rundir import RunDirectory, recorded_end
 from tests.swarm.simulations import llm, manifest, swarm, write_config, write_scenario
@@ -41,10 +41,15 @@ def on_full_disk(name: str) -> None:
     (RUN / name).symlink_to("/dev/full")
 
 
-def write_transcript(directory: RunDirectory) -> None:
+def write_transcript(directory: RunDirectory, length: int = 100_000) -> None:
     on_full_disk("transcript.jsonl")
     directory.begin()
-    directory.record([completion(answer("x" * 100_000))])
+    directory.record([completion(answer("x" * length))])
+
+
+def write_a_line(directory: RunDirectory) -> None:
+    """It fits a buffer, so that the disk is found to be full when that is flushed."""
+    write_transcript(directory, 1)
 
 
 def write_metrics(directory: RunDirectory) -> None:
@@ -68,6 +73,7 @@ def write_copies(directory: RunDirectory) -> None:
     ("write", "name"),
     [
         (write_transcript, "transcript.jsonl"),
+        (write_a_line, "transcript.jsonl"),
         (write_metrics, "metrics.json"),
         (write_manifest, "manifest.json"),
         (write_copies, "the-run"),
@@ -77,8 +83,17 @@ def test_the_file_is_named_with_what_to_do(
     write: Callable[[RunDirectory], None], name: str
 ) -> None:
     says = rf"{name} can't be written: No space left on device\. Make room.*--resume"
-    with RunDirectory(RUN) as directory, pytest.raises(RunFilesError, match=says):
+    with pytest.raises(RunFilesError, match=says), RunDirectory(RUN) as directory:
         write(directory)
+
+
+def test_a_directory_without_room_for_its_manifest_is_not_made() -> None:
+    draft = Path(f".{RUN}.part")
+    draft.mkdir()
+    (draft / ".manifest.json.part").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"can't be made: .*No space left on device"):
+        RunDirectory(RUN)
+    assert not RUN.exists()
 
 
 def end_with(error: BaseException) -> None:

@@ -55,3 +55,8 @@ def test_time_outs_and_restarts_of_a_managed_server_may_change(tmp_path: Path) -
 def test_without_a_managed_server_the_profile_does_not_count(tmp_path: Path) -> None:
     other = {"kind": "fake"}
     assert identity_with(tmp_path, other) == identity_with(tmp_path, other, "invariant")
+
+
+def test_what_only_one_of_two_runs_has_is_a_difference() -> None:
+    assert list(differences({"a": {}}, {"a": {"b": 1}})) == ["a.b was None, is 1"]
+    assert list(differences({"a": {"b": 1}}, {"a": {}})) == ["a.b was 1, is None"]
