@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,7 +23,8 @@ def test_structured_example_runs_and_counts_every_vote() -> None:
     assert all(" of 5 say yes" in line for line in output.splitlines())
 
 
-def test_every_fault_of_the_reliability_document_has_its_test() -> None:
-    check = [sys.executable, str(ROOT / "benchmarks/reliability.py"), "--check"]
+@pytest.mark.parametrize("command", ["reliability", "mutants"])
+def test_the_reliability_document_its_lists_and_the_tests_agree(command: str) -> None:
+    check = [sys.executable, str(ROOT / f"benchmarks/{command}.py"), "--check"]
     done = subprocess.run(check, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
