@@ -216,10 +216,15 @@ async def test_a_stopped_server_process_is_timed_out_and_goes_on_when_it_continu
                     questions(4, step=1, timeout_s=1.0, max_retries=9)
                 )
         await backend.aclose()
-    assert all(completion.ok and completion.attempts > 1 for completion in completions)
+    assert all(completion.ok for completion in completions)
+    # On a busy machine some are not sent before the first has been timed out.
+    assert any(completion.attempts > 1 for completion in completions)
 
 
 async def _continue_later(server: Chaos, stats: RunStats) -> None:
-    while stats.retries < 4:  # noqa: ASYNC110 - each of the four has been timed out
-        await anyio.sleep(0.01)
-    os.kill(server.pid, signal.SIGCONT)
+    """Let the server go on once a request has been timed out, or if the test is given up."""
+    try:
+        while not stats.retries:  # noqa: ASYNC110 - the stats are no event
+            await anyio.sleep(0.01)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
