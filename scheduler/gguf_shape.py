@@ -86,10 +86,19 @@ PRESETS: Mapping[str, ModelShape] = MappingProxyType(
             ff_width=2048,
             vocabulary_size=32768,
         ),
+        "bench-1b": ModelShape(
+            "bench-1b",
+            layers=16,
+            width=2048,
+            heads=32,
+            kv_heads=8,
+            ff_width=8192,
+            vocabulary_size=32768,
+        ),
     }
 )
 
-PRESET_SEEDS: Mapping[str, int] = MappingProxyType({"demo": 5, "bench": 0})
+PRESET_SEEDS: Mapping[str, int] = MappingProxyType({"demo": 5, "bench": 0, "bench-1b": 0})
 """Seeds of the presets' weights where none is given.
 
 Random weights lean towards some tokens. Of the seeds 0 to 15 the demo has the one with which

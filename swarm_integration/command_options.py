@@ -115,12 +115,13 @@ def make_model_options(commands: Any) -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--preset",
-        choices=["demo", "bench"],
+        choices=["demo", "bench", "bench-1b"],
         default="demo",
-        help="demo: 5 million parameters; bench: 126 million (default: demo)",
+        help="demo: 5 million parameters; bench: 126 million; bench-1b: 1.1 billion "
+        "(default: demo)",
     )
     model.add_argument("--output", type=Path, metavar="FILE", help="default: models/PRESET.gguf")
-    model.add_argument("--seed", type=int, help="seed of the weights (default: demo 5, bench 0)")
+    model.add_argument("--seed", type=int, help="seed of the weights (default: demo 5, others 0)")
     return model
 
 

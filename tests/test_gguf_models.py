@@ -117,8 +117,9 @@ def test_demo_preset_has_its_known_hash_on_every_machine(tmp_path: Path) -> None
     assert facts.bytes < 10_000_000
 
 
-def test_bench_preset_can_be_quantized_to_k_types() -> None:
-    bench = PRESETS["bench"]
+@pytest.mark.parametrize("preset", ["bench", "bench-1b"])
+def test_presets_for_measurements_can_be_quantized_to_k_types(preset: str) -> None:
+    bench = PRESETS[preset]
     assert bench.width % 256 == 0
     assert bench.ff_width % 256 == 0
     assert bench.kv_heads * bench.head_width % 256 == 0
@@ -147,7 +148,7 @@ def test_impossible_shape_is_an_error_that_shows_it(change: dict[str, Any]) -> N
 
 
 def test_unknown_preset_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UnknownPresetError, match="'huge'; there are bench, demo"):
+    with pytest.raises(UnknownPresetError, match="'huge'; there are bench, bench-1b, demo"):
         write_model(tmp_path / "a.gguf", "huge")
 
 

@@ -118,8 +118,8 @@ def _add_options(workload: argparse.ArgumentParser) -> None:
     workload.add_argument(
         "--preset", default=default.preset, metavar="NAME",
         help="the model that is written to models/ and used without --model: bench (126 million "
-        "parameters) or demo (5 million); Q4_K_M where llama-cpp-python is installed "
-        "(default: bench)",
+        "parameters), bench-1b (1.1 billion) or demo (5 million); Q4_K_M where llama-cpp-python is "
+        "installed (default: bench)",
     )  # fmt: skip
     workload.add_argument(
         "--prompt-layout", nargs="+", choices=LAYOUTS, default=list(default.layouts),

@@ -58,7 +58,7 @@ def test_options_reach_the_measurement() -> None:
         ({"threads": -1}, "--threads is -1"),
         ({"output_tokens": 193}, "--output-tokens is 193; it must be from 1 to 192"),
         ({"requests": 0}, "--requests is 0"),
-        ({"preset": "huge"}, "no preset 'huge'; there are bench, demo"),
+        ({"preset": "huge"}, "no preset 'huge'; there are bench, bench-1b, demo"),
         ({"model": Path("nowhere.gguf")}, "nowhere.gguf"),
         ({"json": "nowhere/found.json"}, "there is no directory nowhere"),
         ({"markdown": "."}, "is a directory; name a file"),
