@@ -3,8 +3,8 @@
     python benchmarks/batched_ceiling.py MODEL.gguf [--threads N]
 
 Prints the prompt tokens per second by the size of the chunks that are read, and the tokens of
-answers per second by the rows of a step, behind about 1,000 tokens, for both ways to compute
-attention in turns. `batched_engine.py --part speed` measures the same in
+answers per second by the rows of a step, behind about 1,000 tokens, for each choice of
+kernels in turns. `batched_engine.py --part speed` measures the same in
 turns with the engine, and compares it with `oracle_s`.
 """
 
@@ -26,7 +26,12 @@ from scheduler.backends.native_model import NativeSpec
 
 CHUNKS = (64, 128, 256, 512)
 ROWS = (1, 2, 4, 8, 12, 16)
-ATTENTION = {"all scores at once": False, "one pass (flash attention)": True}
+KERNELS = {
+    "all scores at once, weights repacked": (False, True),
+    "all scores at once, not repacked": (False, False),
+    "one pass (flash attention), weights repacked": (True, True),
+    "one pass (flash attention), not repacked": (True, False),
+}
 HALF = 512
 """Prefill is measured for the first so many tokens, and for the next so many."""
 
@@ -153,8 +158,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is timed")
     options = parser.parse_args()
     models = {
-        name: LoadedModel(llama_cpp, NativeSpec(options.model, 2048, options.threads, 0, flash))
-        for name, flash in ATTENTION.items()
+        name: LoadedModel(llama_cpp, NativeSpec(options.model, 2048, options.threads, 0, *kernels))
+        for name, kernels in KERNELS.items()
     }
     ceilings = {name: Ceiling(model) for name, model in models.items()}
     for _ in range(options.rounds):

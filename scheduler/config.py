@@ -159,7 +159,7 @@ class BackendConfig(Section):
     threads: Count | None = Field(
         None,
         description="CPU threads of a managed server or a model in this process; null: one per "
-        "physical core, less one for the simulation.",
+        "physical core, of more than 4 one less.",
     )
     context_per_slot: Literal["auto"] | Count = Field(
         "auto",

@@ -103,14 +103,19 @@ def _native(name: str, *, scripts: bool = True) -> ServerBinary | None:
     return ServerBinary("llama-server", (str(path),))
 
 
-def default_threads() -> int:
-    """Return how many threads a model on a CPU gets: one per physical core, less one.
+_FEW_CORES = 4
 
-    llama.cpp's threads wait for each other by spinning, so one that shares its core
-    (with the simulation, say) holds all others up; the second thread of a core adds
-    little. Where the cores can't be told apart from their threads, half the CPUs count.
+
+def default_threads() -> int:
+    """Return how many threads a model on a CPU gets: one per physical core, beyond 4 one less.
+
+    llama.cpp's threads wait for each other by spinning, so one that shares its core holds all
+    others up; the second thread of a core adds little. A simulation computes while no model
+    does, so it needs a core of its own only where one more or less hardly counts. Where the
+    cores can't be told apart from their threads, half the CPUs count.
     """
-    return max(1, physical_cores() - 1)
+    cores = physical_cores()
+    return cores if cores <= _FEW_CORES else cores - 1
 
 
 def physical_cores() -> int:

@@ -25,7 +25,7 @@ usage: $SELF COMMAND
     --port N                (default: 8080)
     --slots, --parallel N   requests at once (default: 4)
     --ctx-per-slot N        tokens of prompt and answer that a slot holds (default: 4096)
-    --threads N             CPU threads (default: one per physical core, less one)
+    --threads N             CPU threads (default: one per physical core, of more than 4 one less)
     -ngl, --gpu-layers N    layers on the GPU (default: 0)
     --alias NAME            the model name that the server reports
     --timeout SECONDS       how long it may load (default: 120)
@@ -150,7 +150,7 @@ find_server() {
     [ "$(basename "${SERVER[0]}")" != llama ] || SERVER+=(serve)
 }
 
-# As the scheduler counts them: one per physical core, less one, because llama.cpp's threads wait for
+# As the scheduler counts them: one per physical core, of more than 4 one less: llama.cpp's threads wait for
 # each other by spinning; a container may have fewer cores than the machine.
 count_threads() {
     local physical usable
@@ -159,7 +159,7 @@ count_threads() {
     usable="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
     [ "$physical" -gt 0 ] || physical=$((usable / 2))
     [ "$physical" -lt "$usable" ] || physical="$usable"
-    if [ "$physical" -gt 1 ]; then echo $((physical - 1)); else echo 1; fi
+    if [ "$physical" -gt 4 ]; then echo $((physical - 1)); else echo "$physical"; fi
 }
 
 # When process $1 started, which tells it from a later one with its id; nothing if it has ended.

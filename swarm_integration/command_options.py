@@ -74,7 +74,7 @@ def serve_options(commands: Any) -> argparse.ArgumentParser:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads (default: one per physical core, less one)",
+        help="CPU threads (default: one per physical core, of more than 4 one less)",
     )
     serve.add_argument(
         "--n-gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU (default: 0)"

@@ -158,6 +158,7 @@ def test_grained_cuts_are_multiples_and_no_chunk_is_a_rest(
         assert max(sizes) <= CHUNK_TOKENS
         assert min(sizes) >= min(grain.shortest, count)
         assert len(sizes) == -(-(count - ends[0]) // CHUNK_TOKENS)
+        assert all(size == CHUNK_TOKENS for size in sizes[:-2])
 
 
 def test_what_two_prompts_share_is_reused_up_to_a_cut() -> None:

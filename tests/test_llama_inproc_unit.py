@@ -24,6 +24,7 @@ from scheduler.backends.native_model import (
     NativeSpec,
     load_native,
     uses_flash_attention,
+    uses_repacking,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
@@ -503,6 +504,23 @@ def test_the_way_to_attend_follows_from_the_build_unless_it_is_said(
 ) -> None:
     spec = NativeSpec(Path("model.gguf"), 2048, 2, layers, wanted)
     assert uses_flash_attention(Build(sets), spec) is flash
+
+
+@pytest.mark.parametrize(
+    ("sets", "quantization", "wanted", "repacking"),
+    [
+        ("AVX512 = 1 | ", "Q4_K_M", None, False),
+        ("AVX512 = 1 | ", "Q4_0", None, True),
+        ("AVX2 = 1 | ", "Q4_K_M", None, True),
+        ("AVX512 = 1 | ", "Q4_K_M", True, True),
+        ("AVX2 = 1 | ", "Q8_0", False, False),
+    ],
+)
+def test_the_arrangement_of_weights_follows_from_build_and_file_unless_it_is_said(
+    sets: str, quantization: str, wanted: bool | None, repacking: bool
+) -> None:
+    spec = NativeSpec(Path("model.gguf"), 2048, 2, 0, repacking=wanted)
+    assert uses_repacking(Build(sets), spec, quantization) is repacking
 
 
 def test_without_all_scores_at_once_less_memory_is_stated(model: Path) -> None:

@@ -663,7 +663,7 @@ def test_processes_are_told_apart_without_proc_as_well(fake: Checkout) -> None:
     assert not runs(int(pid))
 
 
-@pytest.mark.parametrize(("sysctl", "threads"), [("echo 6", "5"), ("exit 1", "3")])
+@pytest.mark.parametrize(("sysctl", "threads"), [("echo 6", "5"), ("exit 1", "4")])
 def test_threads_come_from_sysctl_where_there_is_no_lscpu(
     fake: Checkout, tmp_path: Path, sysctl: str, threads: str
 ) -> None:
@@ -674,12 +674,12 @@ def test_threads_come_from_sysctl_where_there_is_no_lscpu(
     assert argv[argv.index("--threads") + 1] == threads
 
 
-def test_threads_are_one_less_than_the_physical_cores_that_may_be_used(
+def test_threads_are_the_physical_cores_that_may_be_used_and_of_many_one_less(
     fake: Checkout, tmp_path: Path
 ) -> None:
     cores = "#!/bin/sh\nprintf '# CORE,SOCKET\\n0,0\\n0,0\\n1,0\\n1,0\\n0,1\\n0,1\\n'\n"
     put_program(tmp_path / "programs/lscpu", cores)
-    for usable, threads in (("6", "2"), ("2", "1"), ("1", "1")):
+    for usable, threads in (("6", "3"), ("2", "2"), ("1", "1")):
         put_program(tmp_path / "programs/nproc", f"#!/bin/sh\necho {usable}\n")
         assert fake.start().returncode == 0
         argv = json.loads(Path(fake.env["FAKE_RECORD"]).read_text())[0]

@@ -19,6 +19,9 @@ import numpy as np
 
 from scheduler.backends.llama_prefix import CHUNK_TOKENS, border_of, cut
 
+_LEAST_REST = 64
+"""What is left for the last chunk has at least so many tokens, for speed."""
+
 Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -105,13 +108,15 @@ class Grained:
         return Text(array, border=border, lasting=min(self._down(system_tokens), last))
 
     def end(self, text: Text, start: int) -> int:
-        """Return where the next of the fewest chunks ends, which are about equally long."""
+        """Return where the next of the fewest chunks ends: whole ones, and a rest of some size.
+
+        Whole ones are fastest, since kernels work on tiles of up to 64 rows.
+        """
         rest = len(text) - start
-        chunks = -(-rest // CHUNK_TOKENS)
-        if chunks == 1:
+        if rest <= CHUNK_TOKENS:
             return len(text)
-        size = -(-rest // chunks // self.grain.step) * self.grain.step
-        return start + min(size, CHUNK_TOKENS)
+        least = max(self.grain.shortest, _LEAST_REST)
+        return start + min(CHUNK_TOKENS, self._down(rest - least))
 
     def reusable(self, held: Text, wanted: Text) -> int:
         """Return how many first tokens the two share, down to a cut."""

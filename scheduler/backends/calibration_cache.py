@@ -94,6 +94,7 @@ def identity(lib: Any, spec: NativeSpec, model_sha256: str) -> dict[str, Any]:
         "n_threads": spec.n_threads,
         "n_gpu_layers": spec.n_gpu_layers,
         "flash_attention": uses_flash_attention(lib, spec),
+        "repacking": spec.repacking,
     }
 
 

@@ -18,8 +18,9 @@ from scheduler.backends.llama_prefix import CHUNK_TOKENS
 from scheduler.backends.llama_prompt import PromptReader
 from scheduler.backends.llama_rows import Row, RowArrays, Tokens
 from scheduler.backends.llama_sampling import Grammars, Scores
-from scheduler.backends.native_model import NativeSpec, uses_flash_attention
+from scheduler.backends.native_model import NativeSpec, uses_flash_attention, uses_repacking
 from scheduler.errors import ConfigError
+from scheduler.gguf_file import read_gguf_header
 
 ABORTED = 2
 """What llama_decode returns after its abort callback said so; the sequences are as before."""
@@ -42,6 +43,7 @@ class LoadedModel:
         self.lib = lib
         self.spec = spec
         self.flash_attention = uses_flash_attention(lib, spec)
+        self.repacking = uses_repacking(lib, spec, read_gguf_header(spec.path).quantization)
         self._pointer: Any = None
         self._grammars: Grammars | None = None
         try:
@@ -90,6 +92,7 @@ class LoadedModel:
             "n_ctx_train": self.lib.llama_model_n_ctx_train(self._pointer),
             "chunk_tokens": CHUNK_TOKENS,
             "flash_attention": self.flash_attention,
+            "repacking": self.repacking,
         }
 
     def ends(self, token: int) -> bool:
@@ -120,6 +123,7 @@ class LoadedModel:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = spec.n_gpu_layers
         # A mapped file stays resident beside the copies that llama.cpp arranges for its kernels.
+        params.use_extra_bufts = self.repacking
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         self._pointer = lib.llama_model_load_from_file(str(spec.path).encode(), params)
         if not self._pointer:

@@ -71,6 +71,8 @@ class NativeSpec:
         n_gpu_layers: Layers put on the GPU.
         flash_attention: Whether attention is computed in one pass over keys and values; None
             leaves it to the build (`uses_flash_attention`).
+        repacking: Whether weights are arranged anew for kernels that take them so; None leaves
+            it to the build and the file (`uses_repacking`).
     """
 
     path: Path
@@ -78,6 +80,7 @@ class NativeSpec:
     n_threads: int
     n_gpu_layers: int
     flash_attention: bool | None = None
+    repacking: bool | None = None
 
 
 def load_native(spec: NativeSpec) -> NativeModel:
@@ -106,8 +109,28 @@ def uses_flash_attention(lib: Any, spec: NativeSpec) -> bool:
     """
     if spec.flash_attention is not None:
         return spec.flash_attention
+    return spec.n_gpu_layers == 0 and _has_avx512(lib)
+
+
+def uses_repacking(lib: Any, spec: NativeSpec, quantization: str) -> bool:
+    """Return whether weights are arranged anew for kernels that take them so.
+
+    If nobody says: everywhere, except for Q4_K weights with a build that has AVX-512, whose
+    other kernels were measured to read prompts faster (docs/performance.md).
+
+    Args:
+        lib: The module `llama_cpp`.
+        spec: What is loaded.
+        quantization: The file's, as its header says it.
+    """
+    if spec.repacking is not None:
+        return spec.repacking
+    return not (quantization.startswith("Q4_K") and _has_avx512(lib))
+
+
+def _has_avx512(lib: Any) -> bool:
     sets: bytes = lib.llama_print_system_info()
-    return spec.n_gpu_layers == 0 and b"AVX512 = 1" in sets
+    return b"AVX512 = 1" in sets
 
 
 def import_llama_cpp() -> Any:
