@@ -175,6 +175,16 @@ def test_the_last_chunk_of_a_known_prompt_is_read_again(count: int, reused: int)
     assert GRAINED.reusable(held, text_of(*range(count))) == reused
 
 
+def test_a_prompt_too_short_to_be_a_chunk_shares_nothing() -> None:
+    cuts = Grained(Grain(4, 16))
+    wanted = text_of(*range(60), cuts=cuts)
+    assert cuts.reusable(text_of(*range(12), cuts=cuts), wanted) == 0
+    assert cuts.reusable(text_of(*range(15), cuts=cuts), wanted) == 0
+    assert cuts.reusable(text_of(*range(16), cuts=cuts), wanted) == 16
+    assert text_of(*range(60), cuts=cuts, system=12).border == 0
+    assert text_of(*range(60), cuts=cuts, system=18).border == 16
+
+
 @pytest.mark.parametrize(("count", "reused"), [(19, 0), (20, 4), (23, 4), (24, 8), (39, 20)])
 def test_what_is_read_again_is_no_shorter_than_a_chunk_may_be(count: int, reused: int) -> None:
     cuts = Grained(Grain(4, 16))

@@ -25,7 +25,7 @@ from scheduler.errors import ServerFault
 
 Level = Literal["invariant", "repeatable"]
 
-CALIBRATION_VERSION = 4
+CALIBRATION_VERSION = 5
 """Changes with what is tried and with how the engine evaluates, so that older findings do not
 count and older answers are not continued."""
 

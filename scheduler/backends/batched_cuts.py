@@ -58,7 +58,8 @@ class Grain:
 
     Attributes:
         step: Cuts stand at multiples of so many tokens.
-        shortest: No chunk of a prompt that is cut has fewer tokens than this.
+        shortest: No chunk of a prompt that is cut has fewer tokens than this. A prompt that
+            itself has fewer is read whole, perhaps by another kernel, and shares nothing.
     """
 
     step: int
@@ -104,8 +105,12 @@ class Grained:
         """Return a prompt; where it is cut is decided when it is read."""
         array = np.array(tokens, dtype=np.int32)
         last = self._last(len(array))
-        border = min(self._down(max((system_tokens, *shared))), last)
-        return Text(array, border=border, lasting=min(self._down(system_tokens), last))
+        border, lasting = (
+            min(self._down(end), last) for end in (max((system_tokens, *shared)), system_tokens)
+        )
+        if border < self.grain.shortest:
+            border = lasting = 0
+        return Text(array, border=border, lasting=lasting)
 
     def end(self, text: Text, start: int) -> int:
         """Return where the next of the fewest chunks ends: whole ones, and a rest of some size.
@@ -120,6 +125,8 @@ class Grained:
 
     def reusable(self, held: Text, wanted: Text) -> int:
         """Return how many first tokens the two share, down to a cut."""
+        if len(held) < self.grain.shortest:
+            return 0
         return min(self._down(shared(held.tokens, wanted.tokens)), self._last(len(wanted)))
 
     def _down(self, tokens: int) -> int:

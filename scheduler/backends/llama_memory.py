@@ -112,13 +112,20 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     return min(found, default=None)
 
 
-def check_memory(header: GgufHeader, n_ctx: int, n_gpu_layers: int, available: int | None) -> None:
+def check_memory(
+    header: GgufHeader,
+    n_ctx: int,
+    n_gpu_layers: int,
+    available: int | None,
+    *,
+    flash_attention: bool = False,
+) -> None:
     """Refuse a model that does not fit.
 
     Raises:
         ConfigError: It needs more than `available` bytes.
     """
-    need = memory_need(header, n_ctx, n_gpu_layers)
+    need = memory_need(header, n_ctx, n_gpu_layers, flash_attention=flash_attention)
     if available is not None and need.total > available:
         raise too_large(
             header.path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from scheduler.backends.native_model import (
     NativeModel,
     NativeSpec,
     import_llama_cpp,
+    uses_flash_attention,
 )
 from scheduler.gguf_file import GgufHeader, file_sha256, read_gguf_header
 from scheduler.observe import EventLog
@@ -75,7 +77,9 @@ def open_model(wanted: Wanted) -> Opened:
     spec = wanted.spec
     header = read_gguf_header(spec.path)
     if wanted.engine == "locked":
-        check_memory(header, spec.n_ctx, spec.n_gpu_layers, available_bytes())
+        flash = bool(find_spec("llama_cpp")) and uses_flash_attention(import_llama_cpp(), spec)
+        available = available_bytes()
+        check_memory(header, spec.n_ctx, spec.n_gpu_layers, available, flash_attention=flash)
     digest = file_sha256(spec.path)
     if wanted.engine == "locked":
         native = wanted.load(spec)

@@ -311,6 +311,29 @@ async def test_evicted_prefixes_change_nothing(batched: Batched, model: Path) ->
     assert cached < 18 * 100, "nine prefixes of two sequences' room were never evicted"
 
 
+@pytest.mark.parametrize("flash", [False, True])
+async def test_a_short_prompt_changes_no_longer_one_that_begins_with_it(
+    batched: Batched, model: Path, flash: bool
+) -> None:
+    long = "It is round 3, and the market is calm. What do you do now? " * 12
+
+    async def asked(first: int | None) -> list[str]:
+        backend = await batched(model, 1, flash_attention=flash)
+        texts = []
+        for seed in range(4):
+            for words in (long,) if first is None else (long[: first + seed], long):
+                request = Request(
+                    "a", (Message("user", words),), sampling=Sampling(1.0, 60), timeout_s=300
+                )
+                answer = await backend.generate(request, seed=seed, slot=0)
+            texts.append(answer.text)
+        return texts
+
+    alone = await asked(None)
+    for first in (40, 60, 90):
+        assert await asked(first) == alone
+
+
 async def test_a_shared_prefix_is_read_once(batched: Batched, model: Path) -> None:
     backend = await batched(model, 4)
     answers: dict[int, RawAnswer] = {}
