@@ -206,10 +206,12 @@ def test_the_own_row_is_what_the_others_read(tmp_path: Path) -> None:
         phase = recording.laid[place : place + len(completions)]
         place += len(completions)
         seen = {fact for one in phase for fact in facts(one.user)}
+        # An agent may decide on several proposals in a phase in which nobody else is asked.
+        alone = len({completion.request.agent_id for completion in completions}) == 1
         for one in phase:
             more = list((facts(one.sent[1].content) - facts(one.user)).elements())
             rows += len(more)
-            assert len(phase) == 1 or not more or more[0] in seen
+            assert alone or not more or more[0] in seen
     assert rows > 10
 
 
