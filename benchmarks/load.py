@@ -154,7 +154,7 @@ async def real_sockets(count: int, directory: Path) -> dict[str, Any]:
     with chaos(directory / "faulty", share=0.1, kinds=kinds, most=2, **shared) as server:
         completions, retries = await run(server.base_url)
         wall_s = time.monotonic() - began
-        record = server.record()
+    record = server.record()  # whole, now that the server has ended
     with chaos(directory / "calm", **shared) as server:
         expected, _ = await run(server.base_url)
     did = Counter(line["did"] for line in record)

@@ -44,7 +44,7 @@ async def run(server: Chaos, requests: list[Request], settings: SchedulerConfig)
 
 
 def came(server: Chaos) -> Counter[str]:
-    """How often the requests of each agent came in."""
+    """How often the requests of each agent came in; all of them once the server has ended."""
     return Counter(line["prompt"].split()[2].rstrip(".") for line in server.record())
 
 
@@ -57,19 +57,19 @@ async def test_each_fault_of_the_wire_has_its_outcome_on_both_sides(tmp_path: Pa
     requests = [*(question(name, timeout_s=limit) for name, limit in waits.items()), calm]
     with chaos(tmp_path / "record", script={n: [kind] for n, kind in names.items()}) as server:
         completions, stats = await run(server, requests, config(on_failure="noop", **QUICK))
-        arrived = came(server)
-        for completion, (name, kind) in zip(completions, names.items(), strict=False):
-            error = completion.error
-            if kind in LASTING:
-                assert error is not None, kind
-                assert name in str(error), kind
-                assert (completion.attempts, arrived[name]) == (1, 1), kind
-            else:
-                assert error is None, (kind, error)
-                assert (completion.attempts, arrived[name]) == (2, 2), kind
-        assert completions[-1].ok
-        assert completions[-1].attempts == arrived["calm"] == 1
-        hung_up = {line["did"] for line in server.record() if not line["served"]}
+    arrived = came(server)
+    for completion, (name, kind) in zip(completions, names.items(), strict=False):
+        error = completion.error
+        if kind in LASTING:
+            assert error is not None, kind
+            assert name in str(error), kind
+            assert (completion.attempts, arrived[name]) == (1, 1), kind
+        else:
+            assert error is None, (kind, error)
+            assert (completion.attempts, arrived[name]) == (2, 2), kind
+    assert completions[-1].ok
+    assert completions[-1].attempts == arrived["calm"] == 1
+    hung_up = {line["did"] for line in server.record() if not line["served"]}
     assert hung_up == {"hang", "drip"}
     assert stats.retries == len(PASSING) + len(FREE)
     causes = {
@@ -93,7 +93,7 @@ async def test_a_fault_that_stays_uses_up_the_attempts_and_no_more(tmp_path: Pat
     with chaos(tmp_path / "record", script=script) as server:
         requests = [question(name, max_retries=2) for name in names]
         completions, _ = await run(server, requests, config(on_failure="noop", **QUICK))
-        assert came(server) == dict.fromkeys(names, 3)
+    assert came(server) == dict.fromkeys(names, 3)
     assert {completion.attempts for completion in completions} == {3}
     assert all("failed after 3 attempts" in str(completion.error) for completion in completions)
 
@@ -105,7 +105,7 @@ async def test_a_server_that_ignores_the_schema_is_asked_again_a_bounded_number_
     with chaos(tmp_path / "record", script=script) as server:
         requests = [question(0, schema=SCHEMA), question(1, schema=SCHEMA), question(2)]
         completions, stats = await run(server, requests, config(max_reasks=2, **QUICK))
-        seeds = [line["seed"] for line in server.record() if "agent-001" in line["prompt"]]
+    seeds = [line["seed"] for line in server.record() if "agent-001" in line["prompt"]]
     outcomes = [completion.answers[-1].outcome for completion in completions]
     assert outcomes == [Outcome.OK, Outcome.INVALID, Outcome.OK]
     assert len(seeds) == len(set(seeds)) == 3
@@ -117,8 +117,8 @@ async def test_a_loading_server_is_waited_for_on_its_health_and_costs_no_attempt
 ) -> None:
     with chaos(tmp_path / "record", loading_s=1.0) as server:
         completions, stats = await run(server, questions(12, max_retries=0), config())
-        assert {line["did"] for line in server.record()} == {"answered"}
-        assert len(server.record(HEALTH)) > 2
+    assert {line["did"] for line in server.record()} == {"answered"}
+    assert len(server.record(HEALTH)) > 2
     assert all(completion.ok for completion in completions)
     assert stats.retries == 0
 
@@ -129,7 +129,7 @@ async def test_many_requests_through_many_faults_are_as_through_none(tmp_path: P
     chaotic = {"share": 0.2, "kinds": [*kinds, "loading"], "delay_s": 0.02, "seed": 11, "slots": 8}
     with chaos(tmp_path / "record", **chaotic) as server:
         completions, stats = await run(server, requests, config(**QUICK))
-        record = server.record()
+    record = server.record()  # whole, now that the server has ended
     with chaos(tmp_path / "calm", slots=8, seed=11) as server:
         calm, _ = await run(server, requests, config())
     assert transcript(completions) == transcript(calm)
@@ -161,7 +161,7 @@ async def test_a_server_killed_in_the_middle_of_a_batch_loses_nothing(tmp_path: 
                     await anyio.to_thread.run_sync(server.kill)
                     await anyio.to_thread.run_sync(server.start)
         await backend.aclose()
-        arrived = came(server)
+    arrived = came(server)
     [completions] = ended
     assert all(completion.ok for completion in completions)
     assert scheduler.stats.retries <= 2 * 4 + 2
