@@ -189,7 +189,7 @@ def _show(part: str, name: str, result: Any) -> None:
                 **result
             )
         )
-        print("  rows that agree: {rows}, cuts at multiples of {grain}".format(
+        print("  rows that agree: {rows}, grain: {grain}".format(
             **result["calibration"]))  # fmt: skip
     elif part == "price":
         for row in result:
