@@ -29,9 +29,8 @@ import llama_cpp
 from batched_questions import N_CTX, models, question
 from batched_speed import price, speed
 
-from scheduler.backends.llama_batched import sequences_for
 from scheduler.backends.llama_inproc import LlamaInprocBackend
-from scheduler.backends.llama_memory import memory_need
+from scheduler.backends.llama_memory import memory_need, sequences_for
 from scheduler.gguf_file import read_gguf_header
 from scheduler.seeds import request_seed
 

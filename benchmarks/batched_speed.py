@@ -19,9 +19,9 @@ from batched_questions import N_CTX, PERSONAS, question
 from scheduler.backends.batched_cuts import Grain
 from scheduler.backends.batched_engine import BatchedEngine
 from scheduler.backends.batched_job import Job
-from scheduler.backends.llama_batched import sequences_for
 from scheduler.backends.llama_inproc import LlamaInprocBackend
 from scheduler.backends.llama_library import LoadedModel
+from scheduler.backends.llama_memory import sequences_for
 from scheduler.backends.native_model import NativeSpec
 
 

@@ -77,7 +77,9 @@ def _slots_that_fit(config: InferenceConfig, context: int, available: int | None
     if available is None or config.backend.model_path is None:
         return MOST_SLOTS
     try:
-        need = memory_need(read_gguf_header(config.backend.model_path), context)
+        need = memory_need(
+            read_gguf_header(config.backend.model_path), context, flash_attention=True
+        )
     except ConfigError:
         return DEFAULT_MANAGED_SLOTS  # what is wrong with the file is told by whoever loads it
     return (available - need.weights - need.computing) // max(1, need.sequence)

@@ -26,7 +26,7 @@ from scheduler.backends.batched_rows import (
     window,
 )
 from scheduler.backends.calibration_cache import CalibrationCache, cache_folder
-from scheduler.backends.llama_batched import sequences_for
+from scheduler.backends.llama_memory import sequences_for
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
 
 ROWS = (8, 12, 16)

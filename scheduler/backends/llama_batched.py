@@ -19,10 +19,15 @@ from scheduler.backends.base import RawAnswer
 from scheduler.backends.batched_calibration import Calibration, calibrate, extend
 from scheduler.backends.batched_engine import BatchedEngine
 from scheduler.backends.batched_job import Job
-from scheduler.backends.batched_rows import USEFUL_ROWS, rows_for
 from scheduler.backends.calibration_cache import CalibrationCache, identity, processor
 from scheduler.backends.llama_library import LoadedModel
-from scheduler.backends.llama_memory import MemoryNeed, memory_need, too_large
+from scheduler.backends.llama_memory import (
+    USUAL_ROWS,
+    MemoryNeed,
+    memory_need,
+    sequences_for,
+    too_large,
+)
 from scheduler.backends.llama_native import LlamaModel
 from scheduler.backends.llama_opening import Slots
 from scheduler.backends.llama_prompt import Prompt
@@ -43,9 +48,6 @@ AUTO_SLOTS = (16, 8, 4, 2, 1)
 
 MODEST_SLOTS = 8
 """More than these are taken by themselves only if half of the memory is left to others."""
-
-SPARE_SEQUENCES = 4
-"""Sequences beyond the slots, which keep the prefixes that prompts share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +109,6 @@ class Opened:
     facts: Mapping[str, Any]
 
 
-def sequences_for(slots: int, rows: Collection[int]) -> int:
-    """Return how many sequences `slots` answers at once need.
-
-    Args:
-        slots: How many answers are written at once.
-        rows: The row counts that agree.
-    """
-    widest = rows_for(slots, rows) or max(rows)
-    return max(widest, slots + SPARE_SEQUENCES)
-
-
 def open_batched(opening: Opening) -> Opened:
     """Load a model, calibrate it and open an engine; on the thread that will own it.
 
@@ -129,8 +120,7 @@ def open_batched(opening: Opening) -> Opened:
     cache = CalibrationCache(identity(lib, spec, opening.model_sha256), opening.cache_folder)
     found = cache.read()
     # Before anything is loaded: with the row counts that are known, or those that are usual.
-    usual = range(USEFUL_ROWS, 4096, 4)
-    if _slots_that_fit(opening, found.rows if found else usual, loaded=False) is None:
+    if _slots_that_fit(opening, found.rows if found else USUAL_ROWS, loaded=False) is None:
         return _locked(opening, LoadedModel(lib, spec), "there is no memory for more sequences")
     model = LoadedModel(lib, spec)
     try:

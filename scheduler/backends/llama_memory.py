@@ -8,9 +8,11 @@ mapped (llama_library.py), keys and values in F16, and room to compute.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from scheduler.backends.batched_rows import USEFUL_ROWS, rows_for
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
 from scheduler.errors import ConfigError
 from scheduler.gguf_file import GgufHeader
@@ -27,6 +29,12 @@ _TOKEN_BYTES = 250
 
 _LIBRARY_BYTES = 12 * _MIB
 """What llama.cpp's libraries, its graph and our own arrays take."""
+
+SPARE_SEQUENCES = 4
+"""Sequences beyond the slots, which keep the prefixes that prompts share."""
+
+USUAL_ROWS = range(USEFUL_ROWS, 4096, 4)
+"""The row counts that agree on most machines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,17 @@ def memory_need(
     scores = sequences * vocabulary
     computing = 4 * (floats + scores) + _TOKEN_BYTES * vocabulary + _LIBRARY_BYTES
     return MemoryNeed(int(header.bytes * on_cpu), int(kv_cache * on_cpu), sequences, computing)
+
+
+def sequences_for(slots: int, rows: Collection[int] = USUAL_ROWS) -> int:
+    """Return how many sequences `slots` answers at once need.
+
+    Args:
+        slots: How many answers are written at once.
+        rows: The row counts that agree; those that usually do if nobody says.
+    """
+    widest = rows_for(slots, rows) or max(rows)
+    return max(widest, slots + SPARE_SEQUENCES)
 
 
 def _ff_width(header: GgufHeader) -> int:

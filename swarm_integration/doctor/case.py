@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scheduler.backends.llama_memory import sequences_for
 from scheduler.config import BackendConfig, load_config
 from scheduler.errors import SchedulerError
 from swarm_integration.config import InferenceConfig
@@ -124,10 +125,28 @@ class Case:
             invariant = self.config.determinism.server_profile == "invariant"
             many = managed_slots(self.config, self.chosen, self.context or SERVE_CONTEXT)
             uses.append(
-                ModelUse(backend.model_path, many, self.context, backend.n_gpu_layers, invariant)
+                ModelUse(
+                    backend.model_path,
+                    many,
+                    self.context,
+                    backend.n_gpu_layers,
+                    invariant,
+                    flash_attention=True,
+                )
             )
         elif backend.kind == "llama_inproc" and backend.model_path is not None:
-            uses.append(ModelUse(backend.model_path, 1, self.context, backend.n_gpu_layers))
+            # What `auto` takes is what fits, so only a number can be too much.
+            many = 1 if slots == "auto" or backend.engine == "locked" else slots
+            uses.append(
+                ModelUse(
+                    backend.model_path,
+                    many,
+                    self.context,
+                    backend.n_gpu_layers,
+                    sequences=many if many == 1 else sequences_for(many),
+                    flash_attention=backend.flash_attention is True,
+                )
+            )
         elif backend.kind == "auto" and self.chosen is not None:
             configs = [block.agent.llm_config for block in self.chosen.blocks.values()]
             places = {(str(one.model_path), one.n_ctx) for one in configs if _in_process(one)}

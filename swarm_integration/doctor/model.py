@@ -23,10 +23,12 @@ class ModelUse:
 
     Attributes:
         path: The file.
-        slots: How many slots it gets, 1 in this process.
+        slots: How many slots it gets, 1 for one answer at a time in this process.
         context: Tokens that each slot holds, None where that is not known.
         n_gpu_layers: Layers on the GPU.
         invariant: Whether a server is to run it with the profile `invariant`.
+        sequences: How many sequences there are in memory; None for one for each slot.
+        flash_attention: Whether attention is computed in one pass over keys and values.
     """
 
     path: Path
@@ -34,6 +36,8 @@ class ModelUse:
     context: int | None = None
     n_gpu_layers: int = 0
     invariant: bool = False
+    sequences: int | None = None
+    flash_attention: bool = False
 
 
 def check_model(use: ModelUse) -> Iterator[Finding]:
@@ -93,7 +97,13 @@ def _context(check: str, header: GgufHeader, use: ModelUse) -> Iterator[Finding]
 
 
 def _memory(check: str, header: GgufHeader, use: ModelUse, context: int) -> Finding:
-    needed = memory_need(header, context, use.n_gpu_layers, sequences=use.slots).total
+    needed = memory_need(
+        header,
+        context,
+        use.n_gpu_layers,
+        sequences=use.sequences or use.slots,
+        flash_attention=use.flash_attention,
+    ).total
     free = available_bytes()
     facts = {"needed_bytes": needed, "available_bytes": free, "slots": use.slots}
     slots = f"{use.slots} slot{'' if use.slots == 1 else 's'} of {context:,} tokens"
