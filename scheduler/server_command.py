@@ -130,14 +130,18 @@ def _usable_cpus() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 2
 
 
+def _cpuinfo() -> str:
+    """Return what Linux says about the processors, nothing on other systems."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _cores_of_linux() -> int:
     """Return the cores that the processors have, 0 where they can't be told from threads."""
     cores = set()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return 0
-    for block in text.split("\n\n"):
+    for block in _cpuinfo().split("\n\n"):
         lines = (line.partition(":") for line in block.splitlines())
         fields = {name.strip(): value.strip() for name, _, value in lines}
         if "core id" in fields:
@@ -184,7 +188,22 @@ def server_flags(spec: ServerSpec) -> list[str]:
         # Measured, with quantized weights, to give the same bits whatever shares a batch. Repacked
         # matrices pick their kernel by groups of 4 rows.
         flags += ["--no-repack", "--cache-type-k", "bf16", "--cache-type-v", "bf16"]
+    elif spec.n_gpu_layers == 0 and _reads_faster_unpacked(spec.model_path):
+        flags += ["--no-repack"]
     return flags
+
+
+def _reads_faster_unpacked(model: Path) -> bool:
+    """Return whether prompts are read faster if weights stay as they are in the file.
+
+    Measured for Q4_K on a processor with AVX-512 (docs/performance-server.md): llama.cpp's tiled
+    kernels, which take only weights that were not repacked, are faster there.
+    """
+    try:
+        quantization = read_gguf_header(model).quantization
+    except ConfigError:
+        return False  # what is wrong with the file is told by `check_spec`
+    return quantization.startswith("Q4_K") and " avx512f " in _cpuinfo()
 
 
 def server_environment(spec: ServerSpec) -> dict[str, str]:

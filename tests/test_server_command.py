@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -83,6 +84,30 @@ def test_invariant_profile_adds_flags_and_environment_that_fast_does_not_have() 
     assert server_environment(SPEC) == {}
 
 
+@pytest.mark.parametrize(
+    ("quantization", "processor", "layers", "expected"),
+    [
+        ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 0, True),
+        ("Q4_K_S", "flags : avx2 avx512f avx512_vnni", 0, True),
+        ("Q4_K_M", "flags : avx2", 0, False),
+        ("Q4_K_M", "", 0, False),
+        ("Q8_0", "flags : avx2 avx512f avx512_vnni", 0, False),
+        ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 4, False),
+    ],
+)
+def test_weights_are_left_as_they_are_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    quantization: str,
+    processor: str,
+    layers: int,
+    expected: bool,
+) -> None:
+    header = SimpleNamespace(quantization=quantization)
+    monkeypatch.setattr("scheduler.server_command.read_gguf_header", lambda _: header)
+    monkeypatch.setattr("scheduler.server_command._cpuinfo", lambda: processor)
+    assert ("--no-repack" in server_flags(replace(SPEC, n_gpu_layers=layers))) is expected
+
+
 def test_the_wheels_parameters_take_every_flag_that_is_emitted() -> None:
     xllamacpp = pytest.importorskip("xllamacpp")
     spec = replace(SPEC, profile="invariant", threads=3, alias="-demo", n_gpu_layers=7, port=81)
@@ -114,6 +139,30 @@ def test_the_wheels_server_can_be_told_to_write_on_past_its_context() -> None:
     params = xllamacpp.CommonParams()
     apply_flags(params, ["--context-shift"])
     assert params.ctx_shift is True
+
+
+@pytest.mark.parametrize(
+    ("quantization", "processor", "layers", "expected"),
+    [
+        ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 0, True),
+        ("Q4_K_S", "flags : avx2 avx512f avx512_vnni", 0, True),
+        ("Q4_K_M", "flags : avx2", 0, False),
+        ("Q4_K_M", "", 0, False),
+        ("Q8_0", "flags : avx2 avx512f avx512_vnni", 0, False),
+        ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 4, False),
+    ],
+)
+def test_weights_are_left_as_they_are_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    quantization: str,
+    processor: str,
+    layers: int,
+    expected: bool,
+) -> None:
+    header = SimpleNamespace(quantization=quantization)
+    monkeypatch.setattr("scheduler.server_command.read_gguf_header", lambda _: header)
+    monkeypatch.setattr("scheduler.server_command._cpuinfo", lambda: processor)
+    assert ("--no-repack" in server_flags(replace(SPEC, n_gpu_layers=layers))) is expected
 
 
 def test_the_wheels_parameters_take_what_a_measurement_adds_and_the_last_flag_wins() -> None:

@@ -25,7 +25,7 @@ from scheduler.errors import ServerFault
 
 Level = Literal["invariant", "repeatable"]
 
-CALIBRATION_VERSION = 5
+CALIBRATION_VERSION = 6
 """Changes with what is tried and with how the engine evaluates, so that older findings do not
 count and older answers are not continued."""
 
@@ -36,7 +36,7 @@ Kernels work on groups of 4 rows and take others for what is left over. Those of
 always, give the same bits, which a few probes do not tell: once 9 rows seemed to agree with 8.
 """
 
-LARGE_MODEL_GRAINS = (Grain(16, 16), Grain(16, 64), Grain(64, 64))
+LARGE_MODEL_GRAINS = (Grain(16, 16), Grain(1, 64), Grain(16, 64), Grain(64, 64))
 """Where a large model's prompts are tried to be cut."""
 
 LARGE_MODEL_BYTES = 1 << 30

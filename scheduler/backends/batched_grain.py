@@ -20,6 +20,8 @@ from scheduler.errors import ServerFault
 
 GRAINS = (
     Grain(8, 8),
+    Grain(1, 64),
+    Grain(4, 64),
     Grain(8, 64),
     Grain(16, 16),
     Grain(16, 64),
@@ -75,10 +77,13 @@ class GrainSearch:
 
     def _holds_behind_another(self, grain: Grain) -> bool:
         """Whether what is kept of a prompt with an odd end is good for another one."""
-        kept, tokens = 2 * grain.shortest, 3 * grain.shortest + 1
-        self._read([kept + 3])
-        self._context.keep(0, kept)
-        return self._read([tokens], start=kept) == self._whole[tokens]
+        tokens = 3 * grain.shortest + 1
+        for kept in (2 * grain.shortest, 2 * grain.shortest - grain.step):
+            self._read([kept + 3])
+            self._context.keep(0, kept)
+            if self._read([tokens], start=kept) != self._whole[tokens]:
+                return False
+        return True
 
     def _read(self, ends: Sequence[int], start: int = 0) -> str:
         """Read a prompt in chunks with these ends; return the digest of the last scores."""

@@ -227,6 +227,48 @@ async def test_rows_that_agree_do_so_for_any_tokens(
     loaded.close()
 
 
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("weights", TYPES)
+async def test_cuts_of_the_grain_change_no_bits_of_any_prompt(
+    batched: Batched, models: dict[str, Path], weights: str, flash: bool
+) -> None:
+    backend = await batched(models[weights], 1, flash_attention=flash)
+    grain = grain_of((await backend.start()).facts["calibration"])
+    assert grain is not None
+    step, shortest = grain.step, grain.shortest
+    number = random.randrange(10**6)
+    print(f"cuts of random.Random({number})")
+    draw = random.Random(number)
+    loaded = LoadedModel(llama_cpp, NativeSpec(models[weights], 2048, 1, 0, flash))
+    context = Context(loaded, sequences=1, n_ctx=1024, most_rows=256)
+
+    def some(count: int) -> list[int]:
+        return [draw.randrange(loaded.vocabulary_size) for _ in range(count)]
+
+    def read(tokens: Sequence[int], at: int = 0) -> str:
+        """Read from `at` on in chunks of random sizes; the digest of the last one's scores."""
+        context.keep(0, at)
+        while at < len(tokens):
+            size = len(tokens) - at
+            last = size - shortest  # how far away the next cut may be
+            if size > 256 or (last >= shortest and draw.random() < 0.8):
+                sizes = range(-(-shortest // step) * step, min(256, last) + 1, step)
+                size = draw.choice(sizes)
+            assert context.read(tokens[at : at + size], at, 0) == 0
+            at += size
+        return score_digest(loaded, context, -1)
+
+    for length in (*(draw.randrange(2 * shortest, 300) for _ in range(5)), 700):
+        tokens = some(length)
+        found = {read(tokens) for _ in range(12)}
+        kept = (length - shortest) // step * step
+        read([*tokens[:kept], *some(shortest + 3)])
+        found.add(read(tokens, kept))  # behind what another prompt left
+        assert len(found) == 1, (length, grain)
+    context.close()
+    loaded.close()
+
+
 async def test_rows_that_do_not_agree_change_answers(
     batched: Batched, model: Path, alone: dict[str, dict[int, str]]
 ) -> None:
