@@ -141,30 +141,6 @@ def test_the_wheels_server_can_be_told_to_write_on_past_its_context() -> None:
     assert params.ctx_shift is True
 
 
-@pytest.mark.parametrize(
-    ("quantization", "processor", "layers", "expected"),
-    [
-        ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 0, True),
-        ("Q4_K_S", "flags : avx2 avx512f avx512_vnni", 0, True),
-        ("Q4_K_M", "flags : avx2", 0, False),
-        ("Q4_K_M", "", 0, False),
-        ("Q8_0", "flags : avx2 avx512f avx512_vnni", 0, False),
-        ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 4, False),
-    ],
-)
-def test_weights_are_left_as_they_are_where_that_is_faster(
-    monkeypatch: pytest.MonkeyPatch,
-    quantization: str,
-    processor: str,
-    layers: int,
-    expected: bool,
-) -> None:
-    header = SimpleNamespace(quantization=quantization)
-    monkeypatch.setattr("scheduler.server_command.read_gguf_header", lambda _: header)
-    monkeypatch.setattr("scheduler.server_command._cpuinfo", lambda: processor)
-    assert ("--no-repack" in server_flags(replace(SPEC, n_gpu_layers=layers))) is expected
-
-
 def test_the_wheels_parameters_take_what_a_measurement_adds_and_the_last_flag_wins() -> None:
     xllamacpp = pytest.importorskip("xllamacpp")
     params = xllamacpp.CommonParams()
