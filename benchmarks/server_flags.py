@@ -90,6 +90,7 @@ SETS: dict[str, Setting] = {
     "prio 2": _flags("--prio 2"),
     "context 2048": Setting(context=2048),
     "context 16384": Setting(context=16384),
+    "repacking": _flags("--repack"),
     "no repacking": _flags("--no-repack"),
     "bf16 cache": _flags("--cache-type-k bf16 --cache-type-v bf16"),
     "no tiling": Setting(environment={"GGML_CPU_TILED_MM": "0"}),

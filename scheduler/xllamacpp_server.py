@@ -144,6 +144,7 @@ _SWITCHES: dict[str, tuple[str, bool]] = {
     "--metrics": ("endpoint_metrics", True),
     "--jinja": ("use_jinja", True),
     "--no-repack": ("no_extra_bufts", True),
+    "--repack": ("no_extra_bufts", False),
 }
 
 
