@@ -38,7 +38,8 @@ class SchedulerConfig(Section):
         "auto",
         description="How many run at once, per backend; auto takes what the server has. A managed "
         "server has 4, on the CPU as many as the scenario's prompts have different prefixes, from "
-        "4 to 16, if that much memory is there.",
+        "4 to 16, if that much memory is there; a batched model in this process 16 if half of the "
+        "memory stays free, else the most of 8, 4, 2 and 1 that fits.",
     )
     prefix_copies: Literal["auto"] | Count = Field(
         "auto",

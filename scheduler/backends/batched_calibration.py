@@ -111,8 +111,16 @@ def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
     return Calibration("invariant", rows, tried, comparisons, grain)
 
 
-def extend(model: LoadedModel, rows: Sequence[int], slots: int) -> tuple[int, ...]:
+def extend(
+    model: LoadedModel, model_bytes: int, rows: Sequence[int], slots: int
+) -> tuple[int, ...]:
     """Return `rows` and what agrees with them of larger row counts, to hold `slots`.
+
+    Args:
+        model: The loaded model.
+        model_bytes: The size of its file, which decides how much is tried.
+        rows: The row counts that agree.
+        slots: How many answers are to be written at once.
 
     Raises:
         ConfigError: There is no room for the probes.
@@ -123,13 +131,15 @@ def extend(model: LoadedModel, rows: Sequence[int], slots: int) -> tuple[int, ..
     more = [count for count in range(known // 4 * 4 + 4, top + 1, 4) if count not in rows]
     if not more:
         return tuple(rows)
-    probes = _Probes(model, top + 2, longest=60)
+    large = model_bytes > LARGE_MODEL_BYTES
+    probes = _Probes(model, top + 2, longest=280 if large else 530)
     try:
         found = {count: probes.signature(count) for count in (known, *more)}
+        same = [n for n in more if agreeing({known: found[known], n: found[n]}) == (known, n)]
+        steady = probes.hold_on((known, *same), _LARGE_MODEL_STEPS if large else _STEPS)
     finally:
         probes.close()
-    same = [n for n in more if agreeing({known: found[known], n: found[n]}) == (known, n)]
-    return (*rows, *same)
+    return (*rows, *(n for n in same if n in steady and known in steady))
 
 
 class _Probes:

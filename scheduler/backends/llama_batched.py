@@ -143,7 +143,7 @@ def _batched(opening: Opening, model: LoadedModel, found: Calibration) -> Opened
         # One at a time follows from the plan; who shares a step follows from the clock as well.
         opening = replace(opening, slots=1)
     elif opening.slots != "auto" and opening.slots > max(rows) > 1:
-        rows = extend(model, rows, opening.slots)
+        rows = extend(model, opening.header.bytes, rows, opening.slots)
     slots = _slots_that_fit(opening, rows, loaded=True)
     if slots is None:
         return _locked(opening, model, "there is no memory for more sequences")
