@@ -1,7 +1,8 @@
 """What the flags of a managed llama-server and the placement of requests bring, in turns.
 
     python benchmarks/server_flags.py --model FILE.gguf [--sets NAME ...] [--slots N ...]
-        [--agents 12] [--steps 2] [--requests N] [--threads N] [--rounds 3] [--json FILE]
+        [--agents 12] [--steps 2] [--prompt-layout upstream] [--requests N] [--threads N]
+        [--rounds 3] [--json FILE]
 
 Each setting answers the same prompts of a real SWARM run with answers of the same lengths, on a
 server started for it, one setting after the other, round after round; medians count. The server's
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import anyio
 
@@ -36,6 +38,9 @@ from scheduler.types import Completion, Request
 from swarm_integration.bench.servers import IGNORE_EOS
 from swarm_integration.bench.usage import cpu
 from swarm_integration.bench.workload import record
+from swarm_integration.schemas import PromptLayout
+
+LAYOUTS = get_args(PromptLayout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ def _flags(words: str) -> Setting:
 SETS: dict[str, Setting] = {
     "ours": Setting(),
     "no limit of copies": Setting(copies=0),
+    "1 copy": Setting(copies=1),
+    "2 copies": Setting(copies=2),
     "server chooses": Setting(copies=0, pinned=False),
     "server chooses, copies limited": Setting(pinned=False),
     "server's defaults": Setting(
@@ -204,6 +211,7 @@ def main() -> None:
     parser.add_argument("--slots", nargs="+", type=int, default=[4], help="slots of the server")
     parser.add_argument("--agents", type=int, default=12, help="LLM agents, a multiple of 4")
     parser.add_argument("--steps", type=int, default=2, help="steps that are recorded")
+    parser.add_argument("--prompt-layout", choices=LAYOUTS, default=LAYOUTS[0])
     parser.add_argument("--requests", type=int, help="answer the first so many only")
     parser.add_argument("--threads", type=int, default=default_threads(), help="server's threads")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of which medians count")
@@ -212,7 +220,7 @@ def main() -> None:
     if unknown := [name for name in options.sets if name not in SETS]:
         parser.error(f"unknown settings {unknown}; there are: {', '.join(SETS)}")
     with tempfile.TemporaryDirectory() as folder:
-        workload = record(options.agents, options.steps, "upstream", Path(folder))
+        workload = record(options.agents, options.steps, options.prompt_layout, Path(folder))
     if options.requests is not None:
         workload = workload.first(options.requests)
     rounds = [
@@ -232,7 +240,8 @@ def main() -> None:
                     flush=True,
                 )
     machine = f"{os.cpu_count()} {platform.machine()} cores, {options.threads} threads"
-    print(f"{machine}; {options.agents} agents, {options.steps} steps, {options.model.name}")
+    print(f"{machine}; {options.agents} agents, {options.steps} steps, "
+          f"{options.prompt_layout}, {options.model.name}")  # fmt: skip
     print(f"{'setting':32} slots  seconds req/min  cpu (s)  computed   prompt  idle  client")
     medians = {key: _median(rows) for key, rows in found.items()}
     for (name, slots), row in medians.items():

@@ -10,6 +10,7 @@ all tokens before it, so one different bit anywhere shows there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from scheduler.backends.batched_cuts import Grain
@@ -33,6 +34,12 @@ GRAINS = (
 
 
 _COARSEST = 64
+
+_EXTRA_STEPS = ((0, 1, 2, 3, 4, 5, 6), (7, 15, 11, 9, 13))
+"""By how many steps of a grain chunks are longer than the shortest one, chunk after chunk.
+
+Kernels work on groups of 4, 8 or 16 rows; each number of rows that may be left over is here.
+"""
 
 
 class GrainSearch:
@@ -114,9 +121,15 @@ def _ways(tokens: int, grain: Grain) -> Iterator[list[int]]:
     step, shortest = grain.step, grain.shortest
     last = (tokens - shortest) // step * step
     yield [*range(shortest, last + 1, shortest), tokens]
-    ends, more = [0], 0
-    while ends[-1] + shortest + more * step <= last:
-        ends.append(ends[-1] + shortest + more * step)
-        more = more % 6 + 1
-    yield [*ends[1:], tokens]
+    for extras in _EXTRA_STEPS:
+        ends = [0]
+        for extra in itertools.cycle(extras):
+            end = ends[-1] + min(shortest + extra * step, CHUNK_TOKENS)
+            if end > last:
+                break
+            ends.append(end)
+        rest = tokens - ends[-1]
+        if rest > CHUNK_TOKENS:
+            ends.append(ends[-1] + rest // 2 // step * step)
+        yield [*ends[1:], tokens]
     yield [last, tokens]
