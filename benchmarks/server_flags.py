@@ -103,6 +103,7 @@ SETS: dict[str, Setting] = {
     "no tiling": Setting(environment={"GGML_CPU_TILED_MM": "0"}),
     "no tiling, no repacking": Setting(("--no-repack",), {"GGML_CPU_TILED_MM": "0"}),
     "invariant": Setting(profile="invariant"),
+    "invariant, no tiling": Setting(environment={"GGML_CPU_TILED_MM": "0"}, profile="invariant"),
 }
 
 

@@ -81,6 +81,7 @@ class ManagedServer:
         """Remember what to run; nothing is read or started."""
         self.spec = replace(spec, model_path=spec.model_path.absolute())
         self.command: list[str] = []
+        self.environment: dict[str, str] = {}
         self._binary = binary
         self._log_path = log_path
         self._log_start = 0
@@ -205,6 +206,7 @@ class ManagedServer:
         spec = replace(self.spec, port=self._port)
         flags = self._flags(spec)
         self.command = [*binary.argv, *flags]
+        self.environment = server_environment(spec, binary)
         argv = self.command
         if binary.kind == "xllamacpp":
             argv = [*binary.argv, STOP_WITH_STDIN, *flags]
@@ -227,7 +229,7 @@ class ManagedServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=inherited | server_environment(spec),
+                env=inherited | self.environment,
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )

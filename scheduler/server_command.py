@@ -1,7 +1,8 @@
 """What a managed llama-server is asked for: which program, which flags, which environment.
 
-Pure but for a look at PATH and at the model file. `scheduler.server` runs what is decided here,
-and `scheduler.xllamacpp_server` understands the same flags; no other module picks one.
+Pure but for a look at PATH, at the model file and at the program. `scheduler.server` runs what
+is decided here, and `scheduler.xllamacpp_server` understands the same flags; no other module
+picks one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from ipaddress import ip_address
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal
 
@@ -206,12 +209,43 @@ def _reads_faster_unpacked(model: Path) -> bool:
     return quantization.startswith("Q4_K") and " avx512f " in _cpuinfo()
 
 
-def server_environment(spec: ServerSpec) -> dict[str, str]:
-    """The variables that `spec` adds to the server's environment."""
-    if spec.profile == "invariant":
-        # Tiled K-quant kernels take over from 8 rows up; no flag turns them off.
-        return {"GGML_CPU_TILED_MM": "0"}
-    return {}
+def server_environment(spec: ServerSpec, binary: ServerBinary) -> dict[str, str]:
+    """The variables that `spec` adds to the server's environment.
+
+    Tiled K-quant kernels, which no flag turns off, take over from 8 rows up with other bits than
+    those for fewer. The `invariant` profile has them for all rows, which is faster where several
+    answer at once, or for none where the build can't be told so.
+    """
+    if spec.profile != "invariant":
+        return {}
+    if any(_names(path, path.stat().st_mtime_ns) for path in _libraries(binary)):
+        return {FORCED_TILES.decode(): "1"}
+    return {"GGML_CPU_TILED_MM": "0"}
+
+
+FORCED_TILES = b"GGML_CPU_TILED_MM_FORCE"
+"""The variable that puts all rows through llama.cpp's tiled kernels; ggml-cpu/tiled/tiled.cpp."""
+
+
+def _libraries(binary: ServerBinary) -> list[Path]:
+    """Return the files in which the server's CPU kernels may be."""
+    if binary.kind == "xllamacpp":
+        spec = find_spec("xllamacpp")
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        return [each for place in places for each in sorted(Path(place).glob("xllamacpp*.*"))]
+    program = Path(binary.argv[0]).resolve()
+    folders = [program.parent, program.parent.parent / "lib"]
+    return [program, *(each for folder in folders for each in sorted(folder.glob("*ggml-cpu*")))]
+
+
+@lru_cache(maxsize=32)
+def _names(path: Path, _mtime_ns: int) -> bool:
+    """Return whether a file holds the variable's name; read once as long as it stays the same."""
+    try:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            return content.find(FORCED_TILES) >= 0
+    except (OSError, ValueError):  # a folder, or an empty file
+        return False
 
 
 def check_spec(spec: ServerSpec) -> None:

@@ -27,7 +27,7 @@ from scheduler.certification import Certification
 from scheduler.errors import ConfigError
 from scheduler.gguf_file import file_sha256
 from scheduler.server import ManagedServer
-from scheduler.server_command import CHILD, server_environment, server_flags
+from scheduler.server_command import CHILD, server_flags
 from scheduler.verdict import Level
 
 NOT_OURS = "not started by this program, so its flags are not known"
@@ -119,7 +119,7 @@ def conditions_of(info: BackendInfo, server: ManagedServer | None) -> dict[str, 
     variables = {name: value for name, value in os.environ.items() if _is_arithmetic(name)}
     if server is not None:
         started = _started_as(server)
-        variables |= server_environment(server.spec)
+        variables |= server.environment
     elif info.kind not in ("llama_inproc", "fake"):
         started = NOT_OURS
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from scheduler.server import (
     server_environment,
     server_flags,
 )
+from scheduler.server_command import CHILD, ServerBinary
 from scheduler.xllamacpp_server import apply_flags
 
 SPEC = ServerSpec(Path("m.gguf"), slots=4, ctx_per_slot=512)
@@ -80,8 +82,34 @@ def test_invariant_profile_adds_flags_and_environment_that_fast_does_not_have() 
     invariant = replace(SPEC, profile="invariant")
     added = server_flags(invariant)[len(server_flags(SPEC)) :]
     assert added == ["--no-repack", "--cache-type-k", "bf16", "--cache-type-v", "bf16"]
-    assert server_environment(invariant) == {"GGML_CPU_TILED_MM": "0"}
-    assert server_environment(SPEC) == {}
+
+
+def test_all_rows_take_the_tiled_kernels_where_the_build_can_be_told_so(tmp_path: Path) -> None:
+    invariant = replace(SPEC, profile="invariant")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    binary = ServerBinary("llama-server", (put_program(folder, "llama-server"),))
+    none = {"GGML_CPU_TILED_MM": "0"}
+    assert server_environment(invariant, binary) == none
+    put_program(folder, "libggml-cpu-haswell.so", b"")
+    assert server_environment(invariant, binary) == none
+    (tmp_path / "lib" / "libggml-cpu").mkdir(parents=True)
+    put_program(tmp_path / "lib", "libggml-cpu-zen4.so.0", b"...GGML_CPU_TILED_MM\0...")
+    assert server_environment(invariant, binary) == none
+    put_program(tmp_path / "lib", "libggml-cpu-zen4.so.0", b"..GGML_CPU_TILED_MM_FORCE\0..")
+    os.utime(
+        tmp_path / "lib" / "libggml-cpu-zen4.so.0", ns=(1, 1)
+    )  # a coarse clock changes nothing
+    assert server_environment(invariant, binary) == {"GGML_CPU_TILED_MM_FORCE": "1"}
+    assert server_environment(SPEC, binary) == {}
+
+
+def test_the_wheels_library_is_looked_at_too() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    [library] = Path(xllamacpp.__file__).parent.glob("xllamacpp*.so")
+    known = b"GGML_CPU_TILED_MM_FORCE" in library.read_bytes()
+    found = server_environment(replace(SPEC, profile="invariant"), ServerBinary("xllamacpp", CHILD))
+    assert found == ({"GGML_CPU_TILED_MM_FORCE": "1"} if known else {"GGML_CPU_TILED_MM": "0"})
 
 
 @pytest.mark.parametrize(
