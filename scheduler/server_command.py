@@ -218,7 +218,7 @@ def server_environment(spec: ServerSpec, binary: ServerBinary) -> dict[str, str]
     """
     if spec.profile != "invariant":
         return {}
-    if any(_names(path, path.stat().st_mtime_ns) for path in _libraries(binary)):
+    if any(map(_knows_forced_tiles, _libraries(binary))):
         return {FORCED_TILES.decode(): "1"}
     return {"GGML_CPU_TILED_MM": "0"}
 
@@ -238,14 +238,18 @@ def _libraries(binary: ServerBinary) -> list[Path]:
     return [program, *(each for folder in folders for each in sorted(folder.glob("*ggml-cpu*")))]
 
 
-@lru_cache(maxsize=32)
-def _names(path: Path, _mtime_ns: int) -> bool:
-    """Return whether a file holds the variable's name; read once as long as it stays the same."""
+def _knows_forced_tiles(path: Path) -> bool:
     try:
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-            return content.find(FORCED_TILES) >= 0
-    except (OSError, ValueError):  # a folder, or an empty file
+        return path.is_file() and _names_forced_tiles(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError):  # unreadable, or empty
         return False
+
+
+@lru_cache(maxsize=32)
+def _names_forced_tiles(path: Path, _mtime_ns: int) -> bool:
+    """Return whether a file holds the variable's name; read once as long as it stays the same."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(FORCED_TILES) >= 0
 
 
 def check_spec(spec: ServerSpec) -> None:

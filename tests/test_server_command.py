@@ -94,6 +94,7 @@ def test_all_rows_take_the_tiled_kernels_where_the_build_can_be_told_so(tmp_path
     put_program(folder, "libggml-cpu-haswell.so", b"")
     assert server_environment(invariant, binary) == none
     (tmp_path / "lib" / "libggml-cpu").mkdir(parents=True)
+    (tmp_path / "lib" / "libggml-cpu.so").symlink_to("libggml-cpu.so.gone")
     put_program(tmp_path / "lib", "libggml-cpu-zen4.so.0", b"...GGML_CPU_TILED_MM\0...")
     assert server_environment(invariant, binary) == none
     put_program(tmp_path / "lib", "libggml-cpu-zen4.so.0", b"..GGML_CPU_TILED_MM_FORCE\0..")
