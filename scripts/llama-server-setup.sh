@@ -247,8 +247,8 @@ start() {
     command+=(--ctx-size $((slots * ctx)) --n-gpu-layers "$layers" --no-kv-unified --flash-attn on --jinja --slots --metrics)
     # By default it would keep up to 8 GiB of old prompts in RAM, and corrupt answers when a client picks its slots.
     command+=(--cache-ram 0 --no-cache-idle-slots --threads "$threads")
-    # Where there is AVX-512, prompts are read faster from Q4_K weights as they are.
-    if [ "$layers" = 0 ] && [[ "${model##*/}" == *[Qq]4_[Kk]* ]] && grep -qw avx512f /proc/cpuinfo 2>/dev/null; then command+=(--no-repack); fi
+    # Where there is AVX-512, prompts are read faster from Q4_K weights as they are; told by the name.
+    if [ "$layers" = 0 ] && [[ "${model##*/}" == *[Qq]4_[Kk]* ]] && grep -qw avx512_vnni /proc/cpuinfo 2>/dev/null && ! grep -qw amx_int8 /proc/cpuinfo; then command+=(--no-repack); fi
     [ -z "$alias" ] || command+=(--alias "$alias")
     [ ! -s "$PID_FILE" ] || is_running || rm -f "$PID_FILE"
     if is_running; then

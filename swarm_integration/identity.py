@@ -17,6 +17,7 @@ from typing import Any
 
 from scheduler.backends.base import BackendInfo
 from scheduler.errors import ConfigError
+from scheduler.server import ManagedServer
 from scheduler.server_command import default_threads
 from scheduler.yaml_text import load_yaml
 from swarm_integration.agents import Service
@@ -42,6 +43,7 @@ def identity(
     backends: Mapping[str, BackendInfo],
     repairs: Sequence[str],
     memory_sha256: str | None,
+    server: ManagedServer | None = None,
 ) -> dict[str, Any]:
     """Return all that a run's answers follow from, as plain data.
 
@@ -56,6 +58,7 @@ def identity(
         backends: What the backends said at their start, by name.
         repairs: What was made reproducible.
         memory_sha256: The sha256 of the graph memory that the run began with.
+        server: The run's own server, as it was started.
     """
     return {
         "versions": versions(),
@@ -70,7 +73,7 @@ def identity(
         "max_reasks": config.scheduler.max_reasks,
         "repairs": list(repairs),
         "memory_sha256": memory_sha256,
-        "managed_server": _managed_server(config),
+        "managed_server": _managed_server(config, server),
         "agents": {
             agent_id: {
                 "base_seed": service.base_seed,
@@ -82,7 +85,7 @@ def identity(
     }
 
 
-def _managed_server(config: InferenceConfig) -> dict[str, Any] | None:
+def _managed_server(config: InferenceConfig, server: ManagedServer | None) -> dict[str, Any] | None:
     """Return how a server is started, as far as its bits follow from that and it does not tell."""
     if not config.backend.managed:
         return None
@@ -90,6 +93,9 @@ def _managed_server(config: InferenceConfig) -> dict[str, Any] | None:
         "profile": config.determinism.server_profile,
         "threads": config.backend.threads or default_threads(),
         "n_gpu_layers": config.backend.n_gpu_layers,
+        # Both follow from the processor and the build.
+        "environment": server.environment if server else {},
+        "repacking": server is None or "--no-repack" not in server.command,
     }
 
 

@@ -51,7 +51,12 @@ def started_facts(started: Started, reproducible: Reproducible | None) -> dict[s
     """Return what is known once the backends are up."""
     return {
         "backends": {name: backend_facts(info) for name, info in started.infos.items()},
-        "server": None if started.server is None else {"flags": started.server.command[1:]},
+        "server": None
+        if started.server is None
+        else {
+            "flags": started.server.command[1:],
+            "environment": started.server.environment,
+        },
         "served_by": {agent_id: one.backend for agent_id, one in started.fleet.services.items()},
         "determinism": {
             "simulation": list(reproducible.repairs) if reproducible else "not repaired",

@@ -309,6 +309,7 @@ def _opened(
         backends=started.infos,
         repairs=reproducible.repairs if reproducible else (),
         memory_sha256=outputs.memory_sha256,
+        server=started.server,
     )
     if directory.earlier is not None:
         check_same(directory.earlier.get("identity"), now, directory.path)

@@ -185,7 +185,7 @@ def test_a_prompt_too_short_to_be_a_chunk_shares_nothing() -> None:
     assert text_of(*range(60), cuts=cuts, system=18).border == 16
 
 
-@pytest.mark.parametrize(("count", "reused"), [(19, 0), (20, 4), (23, 4), (24, 8), (39, 20)])
+@pytest.mark.parametrize(("count", "reused"), [(19, 0), (31, 0), (32, 16), (35, 16), (36, 20)])
 def test_what_is_read_again_is_no_shorter_than_a_chunk_may_be(count: int, reused: int) -> None:
     cuts = Grained(Grain(4, 16))
     held = text_of(*range(60), cuts=cuts)

@@ -103,6 +103,8 @@ def test_all_rows_take_the_tiled_kernels_where_the_build_can_be_told_so(tmp_path
     )  # a coarse clock changes nothing
     assert server_environment(invariant, binary) == {"GGML_CPU_TILED_MM_FORCE": "1"}
     assert server_environment(SPEC, binary) == {}
+    put_program(folder, "libggml-cpu-old.so", b"..GGML_CPU_TILED_MM\0..")
+    assert server_environment(invariant, binary) == none
 
 
 def test_the_wheels_library_is_looked_at_too() -> None:
@@ -119,6 +121,8 @@ def test_the_wheels_library_is_looked_at_too() -> None:
         ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 0, True),
         ("Q4_K_S", "flags : avx2 avx512f avx512_vnni", 0, True),
         ("Q4_K_M", "flags : avx2", 0, False),
+        ("Q4_K_M", "flags : avx2 avx512f", 0, False),
+        ("Q4_K_M", "flags : avx512_vnni amx_int8", 0, False),
         ("Q4_K_M", "", 0, False),
         ("Q8_0", "flags : avx2 avx512f avx512_vnni", 0, False),
         ("Q4_K_M", "flags : avx2 avx512f avx512_vnni", 4, False),
@@ -286,5 +290,5 @@ def test_invariant_refuses_weights_for_which_it_does_not_hold(
     if weights == "Q8_0":
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))
         return
-    with pytest.raises(ConfigError, match=r"invariant .* F16 weights.*Q8_0.*a third of the speed"):
+    with pytest.raises(ConfigError, match=r"invariant .* F16 weights.*Q8_0.*a third to a half of the speed"):
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))

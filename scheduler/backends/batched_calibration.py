@@ -25,7 +25,7 @@ from scheduler.errors import ServerFault
 
 Level = Literal["invariant", "repeatable"]
 
-CALIBRATION_VERSION = 6
+CALIBRATION_VERSION = 7
 """Changes with what is tried and with how the engine evaluates, so that older findings do not
 count and older answers are not continued."""
 
@@ -136,10 +136,13 @@ def extend(
     try:
         found = {count: probes.signature(count) for count in (known, *more)}
         same = [n for n in more if agreeing({known: found[known], n: found[n]}) == (known, n)]
-        steady = probes.hold_on((known, *same), _LARGE_MODEL_STEPS if large else _STEPS)
+        steps = _LARGE_MODEL_STEPS if large else _STEPS
+        steady: tuple[int, ...] = ()
+        while same and known not in (steady := probes.hold_on((known, *same), steps)):
+            same.pop()  # all are compared with the most rows, so it may be these that differ
     finally:
         probes.close()
-    return (*rows, *(n for n in same if n in steady and known in steady))
+    return (*rows, *(n for n in same if n in steady))
 
 
 class _Probes:

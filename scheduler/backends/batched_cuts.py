@@ -124,10 +124,14 @@ class Grained:
         return start + min(CHUNK_TOKENS, self._down(rest - least))
 
     def reusable(self, held: Text, wanted: Text) -> int:
-        """Return how many first tokens the two share, down to a cut."""
+        """Return how many first tokens the two share, down to a cut.
+
+        Less than the shortest chunk is nothing: it is not worth a copy, nor a sequence.
+        """
         if len(held) < self.grain.shortest:
             return 0
-        return min(self._down(shared(held.tokens, wanted.tokens)), self._last(len(wanted)))
+        found = min(self._down(shared(held.tokens, wanted.tokens)), self._last(len(wanted)))
+        return found if found >= self.grain.shortest else 0
 
     def _down(self, tokens: int) -> int:
         return tokens // self.grain.step * self.grain.step

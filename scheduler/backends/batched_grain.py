@@ -36,10 +36,7 @@ GRAINS = (
 _COARSEST = 64
 
 _EXTRA_STEPS = ((0, 1, 2, 3, 4, 5, 6), (7, 15, 11, 9, 13))
-"""By how many steps of a grain chunks are longer than the shortest one, chunk after chunk.
-
-Kernels work on groups of 4, 8 or 16 rows; each number of rows that may be left over is here.
-"""
+"""By how many steps of a grain chunks are longer than the shortest one, chunk after chunk."""
 
 
 class GrainSearch:
@@ -80,7 +77,18 @@ class GrainSearch:
             for ends in _ways(tokens, grain):
                 if self._read(ends) != self._whole[tokens]:
                     return False
-        return self._holds_behind_another(grain)
+        return self._holds_for_left_over_rows(grain) and self._holds_behind_another(grain)
+
+    def _holds_for_left_over_rows(self, grain: Grain) -> bool:
+        """Whether a first chunk may be longer than the shortest by any number of steps up to 15.
+
+        Kernels work on groups of 4, 8 or 16 rows, and each number of rows may be left over.
+        """
+        shortest, tokens = grain.shortest, 3 * grain.shortest
+        ends = [shortest + extra * grain.step for extra in range(16)]
+        return all(
+            self._read([end, tokens]) == self._whole[tokens] for end in ends if end <= 2 * shortest
+        )
 
     def _holds_behind_another(self, grain: Grain) -> bool:
         """Whether what is kept of a prompt with an odd end is good for another one."""

@@ -125,7 +125,8 @@ def uses_repacking(lib: Any, spec: NativeSpec, quantization: str) -> bool:
     """
     if spec.repacking is not None:
         return spec.repacking
-    return not (quantization.startswith("Q4_K") and _has_avx512(lib))
+    amx = b"AMX_INT8 = 1" in lib.llama_print_system_info()  # takes repacked weights alone
+    return not (quantization.startswith("Q4_K") and _has_avx512(lib) and not amx)
 
 
 def _has_avx512(lib: Any) -> bool:

@@ -135,15 +135,18 @@ class Case:
                 )
             )
         elif backend.kind == "llama_inproc" and backend.model_path is not None:
-            # What `auto` takes is what fits, so only a number can be too much.
+            # What `auto` takes is what fits, down to one answer after another.
             many = 1 if slots == "auto" or backend.engine == "locked" else slots
+            may_be_one = backend.engine == "locked" or (
+                backend.engine == "auto" and slots == "auto"
+            )
             uses.append(
                 ModelUse(
                     backend.model_path,
                     many,
                     self.context,
                     backend.n_gpu_layers,
-                    sequences=many if many == 1 else sequences_for(many),
+                    sequences=1 if may_be_one else sequences_for(many),
                     flash_attention=backend.flash_attention is True,
                 )
             )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scheduler.config import validate
+from scheduler.server import ManagedServer, ServerSpec
 from swarm_integration.config import InferenceConfig
 from swarm_integration.identity import differences, identity
 from tests.swarm.simulations import llm, write_scenario
@@ -15,7 +16,12 @@ from tests.swarm.simulations import llm, write_scenario
 MANAGED = {"kind": "llama_server", "managed": True, "model_path": "m.gguf", "threads": 2}
 
 
-def identity_with(tmp_path: Path, backend: dict[str, Any], profile: str = "fast") -> dict[str, Any]:
+def identity_with(
+    tmp_path: Path,
+    backend: dict[str, Any],
+    profile: str = "fast",
+    server: ManagedServer | None = None,
+) -> dict[str, Any]:
     data = {"backend": backend, "determinism": {"server_profile": profile}}
     return identity(
         scenario=write_scenario(tmp_path / "s.yaml", [llm()]),
@@ -28,6 +34,7 @@ def identity_with(tmp_path: Path, backend: dict[str, Any], profile: str = "fast"
         backends={},
         repairs=(),
         memory_sha256=None,
+        server=server,
     )
 
 
@@ -45,6 +52,21 @@ def test_a_managed_server_that_is_started_otherwise_is_another_run(
     before = identity_with(tmp_path, MANAGED)
     now = identity_with(tmp_path, {**MANAGED, **change}, profile)
     assert list(differences(before, now)) == [says]
+
+
+def test_kernels_that_a_server_has_by_its_build_make_another_run(tmp_path: Path) -> None:
+    def identity_on(environment: dict[str, str], *flags: str) -> dict[str, Any]:
+        spec = ServerSpec(tmp_path / "m.gguf", slots=1, ctx_per_slot=256)
+        server = ManagedServer(spec, log_path=tmp_path / "log")
+        server.environment, server.command = environment, ["llama-server", *flags]
+        return identity_with(tmp_path, MANAGED, server=server)
+
+    before = identity_on({}, "--no-repack")
+    assert list(differences(before, identity_on({}, "--no-repack", "--slots"))) == []
+    assert list(differences(before, identity_on({"A": "1"}))) == [
+        "managed_server.environment.A was None, is '1'",
+        "managed_server.repacking was False, is True",
+    ]
 
 
 def test_time_outs_and_restarts_of_a_managed_server_may_change(tmp_path: Path) -> None:
