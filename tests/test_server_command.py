@@ -290,5 +290,7 @@ def test_invariant_refuses_weights_for_which_it_does_not_hold(
     if weights == "Q8_0":
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))
         return
-    with pytest.raises(ConfigError, match=r"invariant .* F16 weights.*Q8_0.*a third to a half of the speed"):
+    with pytest.raises(
+        ConfigError, match=r"invariant .* F16 weights.*Q8_0.*a third to a half of the speed"
+    ):
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))
