@@ -121,32 +121,22 @@ class Case:
         """Return the model files that would be loaded, and the one that was named."""
         backend, slots = self.config.backend, self.config.scheduler.slots
         uses: list[ModelUse] = []
-        if backend.managed and backend.model_path is not None:
+        path, layers = backend.model_path, backend.n_gpu_layers
+        use = None if path is None else ModelUse(path, context=self.context, n_gpu_layers=layers)
+        if backend.managed and use is not None:
             invariant = self.config.determinism.server_profile == "invariant"
             many = managed_slots(self.config, self.chosen, self.context or SERVE_CONTEXT)
-            uses.append(
-                ModelUse(
-                    backend.model_path,
-                    many,
-                    self.context,
-                    backend.n_gpu_layers,
-                    invariant,
-                    flash_attention=True,
-                )
-            )
-        elif backend.kind == "llama_inproc" and backend.model_path is not None:
+            uses.append(replace(use, slots=many, invariant=invariant, flash_attention=True))
+        elif backend.kind == "llama_inproc" and use is not None:
             # What `auto` takes is what fits, down to one answer after another.
+            auto = backend.engine == "auto" and slots == "auto"
+            one = backend.engine == "locked" or auto
             many = 1 if slots == "auto" or backend.engine == "locked" else slots
-            may_be_one = backend.engine == "locked" or (
-                backend.engine == "auto" and slots == "auto"
-            )
             uses.append(
-                ModelUse(
-                    backend.model_path,
-                    many,
-                    self.context,
-                    backend.n_gpu_layers,
-                    sequences=1 if may_be_one else sequences_for(many),
+                replace(
+                    use,
+                    slots=many,
+                    sequences=1 if one else sequences_for(many),
                     flash_attention=backend.flash_attention is True,
                 )
             )

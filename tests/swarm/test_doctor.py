@@ -19,6 +19,8 @@ import pytest
 from scheduler.gguf_models import ModelShape, write_model
 from swarm_integration.clash import find_clash
 from swarm_integration.commands import main
+from swarm_integration.config import InferenceConfig
+from swarm_integration.doctor.case import Case, DoctorOptions
 from swarm_integration.doctor.findings import Finding, Repair, as_json, text
 from swarm_integration.doctor.machine import check_disk, check_threads
 from swarm_integration.doctor.packages import OURS, check_script, owner_of
@@ -353,6 +355,26 @@ def test_model_that_does_not_fit_the_memory_is_an_error(doctor: Any, tmp_path: P
     found = doctor("--inference-config", config, "--model", path)
     assert "MiB are free" in found.of("model ")[-1]["says"]
     assert found.of("model ")[-1]["level"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("engine", "slots", "sequences"),
+    [
+        ("auto", "auto", 1),
+        ("locked", 12, 1),
+        ("batched", "auto", 8),
+        ("auto", 1, 8),
+        ("batched", 12, 16),
+        ("auto", 16, 20),
+    ],
+)
+def test_every_sequence_of_a_model_in_process_counts(
+    engine: str, slots: int | str, sequences: int
+) -> None:
+    backend = {"kind": "llama_inproc", "model_path": "m.gguf", "engine": engine}
+    config = {"backend": backend, "scheduler": {"slots": slots}}
+    [use] = Case(DoctorOptions(), InferenceConfig.model_validate(config)).models()
+    assert use.sequences == sequences
 
 
 def test_model_of_an_agent_in_process_is_looked_at(doctor: Any, tmp_path: Path) -> None:
