@@ -52,6 +52,13 @@ def grain_of(calibration: dict[str, Any]) -> Grain | None:
     return None if calibration["grain"] is None else Grain(**calibration["grain"])
 
 
+def told_random(what: str) -> random.Random:
+    """A source of random numbers whose seed is printed, so that a failure can be repeated."""
+    seed = random.randrange(10**6)
+    print(f"{what} of random.Random({seed})")
+    return random.Random(seed)
+
+
 class Batched:
     """Starts and closes backends with the batched engine."""
 
@@ -194,9 +201,7 @@ async def test_rows_that_agree_do_so_for_any_tokens(
 ) -> None:
     backend = await batched(models[weights], 1, flash_attention=flash)
     rows = (await backend.start()).facts["calibration"]["rows"]
-    number = random.randrange(10**6)
-    print(f"tokens of random.Random({number})")
-    draw = random.Random(number)
+    draw = told_random("tokens")
     loaded = LoadedModel(llama_cpp, NativeSpec(models[weights], 2048, 1, 0, flash))
     context = Context(loaded, sequences=16, n_ctx=600, most_rows=256)
     lengths = [draw.randrange(4, 590) for _ in range(16)]
@@ -236,9 +241,7 @@ async def test_cuts_of_the_grain_change_no_bits_of_any_prompt(
     grain = grain_of((await backend.start()).facts["calibration"])
     assert grain is not None
     step, shortest = grain.step, grain.shortest
-    number = random.randrange(10**6)
-    print(f"cuts of random.Random({number})")
-    draw = random.Random(number)
+    draw = told_random("cuts")
     loaded = LoadedModel(llama_cpp, NativeSpec(models[weights], 2048, 1, 0, flash))
     context = Context(loaded, sequences=1, n_ctx=1024, most_rows=256)
 
