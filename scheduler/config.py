@@ -216,6 +216,12 @@ class BackendConfig(Section):
             raise ValueError("managed: true needs model_path, the GGUF file to serve")
         if self.kind == "llama_inproc" and self.model_path is None:
             raise ValueError("kind: llama_inproc needs model_path, the GGUF file to load")
+        if self.kind not in ("auto", "llama_inproc"):
+            for key in ("engine", "flash_attention"):
+                if getattr(self, key) != "auto":
+                    raise ValueError(
+                        f"{key} is for a model in this process (kind: llama_inproc or auto)"
+                    )
         return self
 
 

@@ -191,6 +191,9 @@ def server_flags(spec: ServerSpec) -> list[str]:
         # Measured, with quantized weights, to give the same bits whatever shares a batch. Repacked
         # matrices pick their kernel by groups of 4 rows.
         flags += ["--no-repack", "--cache-type-k", "bf16", "--cache-type-v", "bf16"]
+        if spec.n_gpu_layers == 0:
+            # A build for GPUs would hand batches of many rows, and no others, to the GPU.
+            flags += ["--no-op-offload"]
     elif spec.n_gpu_layers == 0 and _reads_faster_unpacked(spec.model_path):
         flags += ["--no-repack"]
     return flags

@@ -145,6 +145,7 @@ _SWITCHES: dict[str, tuple[str, bool]] = {
     "--jinja": ("use_jinja", True),
     "--no-repack": ("no_extra_bufts", True),
     "--repack": ("no_extra_bufts", False),
+    "--no-op-offload": ("no_op_offload", True),
 }
 
 

@@ -119,6 +119,14 @@ def test_an_unknown_key_of_an_optional_section_is_named_too() -> None:
             {"backend__managed": True, "backend__kind": "llama_server"},
             "managed: true needs model_path",
         ),
+        (
+            {"backend__kind": "llama_server", "backend__engine": "batched"},
+            "engine is for a model in this process",
+        ),
+        (
+            {"backend__kind": "fake", "backend__flash_attention": False},
+            "flash_attention is for a model in this process",
+        ),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: dict[str, Any], words: str) -> None:

@@ -81,7 +81,10 @@ def test_no_profile_shares_one_kv_cache_among_the_slots(profile: Profile) -> Non
 def test_invariant_profile_adds_flags_and_environment_that_fast_does_not_have() -> None:
     invariant = replace(SPEC, profile="invariant")
     added = server_flags(invariant)[len(server_flags(SPEC)) :]
-    assert added == ["--no-repack", "--cache-type-k", "bf16", "--cache-type-v", "bf16"]
+    on_gpu = ["--no-repack", "--cache-type-k", "bf16", "--cache-type-v", "bf16"]
+    assert added == [*on_gpu, "--no-op-offload"]
+    offloaded = server_flags(replace(invariant, n_gpu_layers=7))
+    assert offloaded[len(server_flags(replace(SPEC, n_gpu_layers=7))) :] == on_gpu
 
 
 def test_all_rows_take_the_tiled_kernels_where_the_build_can_be_told_so(tmp_path: Path) -> None:
@@ -153,7 +156,9 @@ def test_the_wheels_parameters_take_every_flag_that_is_emitted() -> None:
     assert (params.endpoint_slots, params.endpoint_metrics, params.use_jinja) == (True, True, True)
     assert params.flash_attn_type.name == "LLAMA_FLASH_ATTN_TYPE_ENABLED"
     assert {params.cache_type_k.name, params.cache_type_v.name} == {"GGML_TYPE_BF16"}
-    assert params.no_extra_bufts is True
+    assert (params.no_extra_bufts, params.no_op_offload) == (True, False)
+    apply_flags(params, server_flags(replace(spec, n_gpu_layers=0)))
+    assert params.no_op_offload is True
     assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (3, 3)
     assert params.model_alias == {"-demo"}
     assert params.sampling.ignore_eos is False

@@ -217,8 +217,9 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def conditions(spec: ServerSpec) -> dict[str, Any]:
+def conditions(spec: ServerSpec, **environment: str) -> dict[str, Any]:
     server = ManagedServer(spec, log_path=Path("server.log"))
+    server.environment = environment
     return conditions_of(BackendInfo("llama_server", spec.slots, spec.ctx_per_slot, "m"), server)
 
 
@@ -232,6 +233,9 @@ def test_conditions_of_a_server_of_ours_tell_what_decides_bits(model: Path) -> N
     assert conditions(replace(spec, profile="fast")) != ours
     assert conditions(replace(spec, threads=2)) != ours
     assert conditions(replace(spec, n_gpu_layers=3)) != ours
+    forced = conditions(spec, GGML_CPU_TILED_MM_FORCE="1")
+    assert forced["environment"] == {"GGML_CPU_TILED_MM_FORCE": "1"}
+    assert forced != conditions(spec, GGML_CPU_TILED_MM="0")
     moved.write_bytes(model.read_bytes()[:-1] + b"x")
     assert conditions(free) != ours
 
