@@ -34,7 +34,7 @@ def complaint(error: BaseException, *, help_command: str = "") -> str:
     else:
         first, _, log = (str(error) or type(error).__name__).partition("\n")
         head, advice = _split_advice(first)
-        what, why = _split_reason(head, error)
+        what, why = _split_reason(head, error, first)
     lines = [f"error: {what}"]
     if why:
         lines.append(f"  why:  {why}")
@@ -57,14 +57,14 @@ def _split_advice(message: str) -> tuple[str, str]:
     return message.rstrip("."), ""
 
 
-def _split_reason(head: str, error: BaseException) -> tuple[str, str]:
+def _split_reason(head: str, error: BaseException, message: str) -> tuple[str, str]:
     """Split off why: after a colon, in brackets at the end, or what the cause says."""
     what, _, why = head.partition(": ")
     if why:
         return what, why
     if match := _IN_BRACKETS.fullmatch(head):
         return match[1], match[2]
-    return head, _cause(error, head)
+    return head, _cause(error, message)
 
 
 def _cause(error: BaseException, message: str) -> str:

@@ -73,6 +73,25 @@ def identity(
         "max_reasks": config.scheduler.max_reasks,
         "repairs": list(repairs),
         "memory_sha256": memory_sha256,
+        **answerers(config, services, backends, server),
+    }
+
+
+def answerers(
+    config: InferenceConfig,
+    services: Mapping[str, Service],
+    backends: Mapping[str, BackendInfo],
+    server: ManagedServer | None,
+) -> dict[str, Any]:
+    """Return the part of an identity that is known once the backends are up.
+
+    Args:
+        config: The effective configuration.
+        services: Who answers each LLM agent.
+        backends: What the backends said at their start, by name.
+        server: The run's own server, as it was started.
+    """
+    return {
         "managed_server": _managed_server(config, server),
         "agents": {
             agent_id: {

@@ -98,10 +98,11 @@ def _reason(exc: Exception) -> str:
     """Return what a parser objects to in one line, with the keys where it names them."""
     if not isinstance(exc, ValidationError):
         return _one_line(exc)
-    reasons = [
-        f"{'.'.join(map(str, error['loc']))} = {error['input']!r}: {error['msg']}"
-        for error in exc.errors()
-    ]
+    reasons = []
+    for error in exc.errors():
+        place = ".".join(map(str, error["loc"]))
+        given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+        reasons.append(": ".join(filter(None, [f"{place}{given}".strip(" ="), error["msg"]])))
     return "; ".join(reasons)
 
 

@@ -47,7 +47,7 @@ def sweep(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(_as_json(results)))
     elif not args.quiet:
-        print("\n".join(_shown(results, runner.folder)))
+        print("\n".join(_shown(results, runner.folder, plot=not args.no_plot)))
     if not results.completed:
         print(_unfinished(results, words), file=sys.stderr)
     if results.interrupted and not results.completed:
@@ -59,8 +59,10 @@ def _config(args: argparse.Namespace) -> SweepConfig:
     data = read_yaml(args.scenario)
     found: dict[str, Any] = {"base_scenario": args.scenario}
     if is_sweep(data):
-        if args.param:
-            raise ConfigError(f"{args.scenario} names its parameters itself. Remove --param")
+        if args.param or args.values is not None:
+            raise ConfigError(
+                f"{args.scenario} names its parameters itself. Remove --param and --values"
+            )
         found = read_sweep(args.scenario, data)
     else:
         found["parameters"] = _parameters(args.param or [], args.values)
@@ -113,13 +115,13 @@ def _parameter(name: str, listed: str) -> SweepParameter:
         raise ConfigError(str(exc) if name in str(exc) else f"parameter {name}: {exc}") from exc
 
 
-def _shown(results: SweepResults, folder: Folder) -> list[str]:
+def _shown(results: SweepResults, folder: Folder, *, plot: bool) -> list[str]:
     files = [("Runs", folder.csv), ("Points", folder.summary), ("Picture", folder.picture)]
     lines = [f"Sweep {results.name}: mean ± 95 % confidence interval", "-" * 60]
     lines += table(results, SHOWN)
     lines.append("")
     lines += [f"{name + ':':<9} {path}" for name, path in files if path.exists()]
-    if not folder.picture.exists():
+    if plot and not folder.picture.exists() and any(one.completed for one in results.runs):
         lines.append('Picture:  none; pip install "swarm-inference-scheduler[report]" for one')
     lines.append(f"{'Each run:':<9} {folder.runs}")
     return lines

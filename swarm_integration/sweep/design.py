@@ -7,12 +7,13 @@ and its guide to parameter sweeps; nothing of that module is used.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from scheduler.canonical import canonical_json
 from scheduler.errors import ConfigError
@@ -44,6 +45,8 @@ class SweepParameter:
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values:
             raise ConfigError(f"parameter {self.name} has no values. Give it one or more")
+        for value in self.values:
+            _check_plain(self.name, value)
         keys = [_key(value) for value in self.values]
         twice = next(
             (v for v, key in zip(self.values, keys, strict=True) if keys.count(key) > 1), 0
@@ -85,8 +88,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         base, given = Path(self.base_scenario), self.parameters
         if isinstance(given, Mapping):
-            given = [SweepParameter(name, tuple(values)) for name, values in given.items()]
-        seeds = self.seeds if self.seeds == "auto" else tuple(self.seeds)
+            given = [SweepParameter(name, _listed(name, one)) for name, one in given.items()]
+        seeds = self.seeds if self.seeds == "auto" else _listed("seeds", self.seeds)
         for name, value in (
             ("base_scenario", base),
             ("parameters", tuple(given)),
@@ -101,11 +104,15 @@ class SweepConfig:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"parameter {twice} is given twice. Give all its values at once")
-        for key, count in (("replications", self.replications), ("epochs", self.epochs)):
-            if count is not None and (isinstance(count, bool) or count < 1):
-                raise ConfigError(f"{key} must be 1 or more, got {count!r}")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps must be 1 or more, got {self.steps!r}")
+        modes = get_args(Mode)
+        if self.mode not in modes:
+            raise ConfigError(f"mode must be {' or '.join(modes)}, got {self.mode!r}")
+        counts = {"replications": self.replications, "epochs": self.epochs, "steps": self.steps}
+        for key, count in counts.items():
+            if count is None and key != "replications":
+                continue
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ConfigError(f"{key} must be a whole number, 1 or more, got {count!r}")
         if self.seeds != "auto":
             _check_seeds(self.seeds)
             if self.replications not in (1, len(self.seeds)):
@@ -218,6 +225,30 @@ def _check_seeds(seeds: Sequence[Any]) -> None:
         raise ConfigError(f"seed {twice} is given twice. Give each seed once")
 
 
+def _listed(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: give a list of values, got {values!r}")
+    return tuple(values)
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """Check that a value can stand in tables and files."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(name, key)
+            _check_plain(name, inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(name, inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"parameter {name} has the value {value!r}. Give a finite number")
+    elif not isinstance(value, str | int | float | None):
+        raise ConfigError(
+            f"parameter {name} has the value {value!r}, which is no number, text, list or "
+            "mapping. Put a date into quotes"
+        )
+
+
 def _key(value: Any) -> str:
     """Return what two equal values have in common: 0 and 0.0 are, 1 and true are not."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -225,11 +256,9 @@ def _key(value: Any) -> str:
 
 
 def _label(values: Mapping[str, Any]) -> str:
-    ends = [name.rpartition(".")[2] for name in values]
-    names = [end if ends.count(end) == 1 else name for end, name in zip(ends, values, strict=True)]
     parts = [
-        f"{_plain(name)}={_plain(_shown(value))}"
-        for name, value in zip(names, values.values(), strict=True)
+        f"{_plain(name)}={_plain_value(value)}"
+        for name, value in zip(short_names(values), values.values(), strict=True)
     ]
     label = "_".join(parts) or "base"
     if len(label) > _LONGEST_NAME:
@@ -237,8 +266,17 @@ def _label(values: Mapping[str, Any]) -> str:
     return label
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else canonical_json(value)
+def short_names(names: Collection[str]) -> list[str]:
+    """Return the last part of each parameter's name, the whole name where that is not enough."""
+    ends = [name.rpartition(".")[2] for name in names]
+    return [end if ends.count(end) == 1 else name for end, name in zip(ends, names, strict=True)]
+
+
+def _plain_value(value: Any) -> str:
+    """Return a value as a part of a file's name, the same whatever the other values are."""
+    text = value if isinstance(value, str) else canonical_json(value)
+    plain = _plain(text)
+    return plain if plain == text else f"{plain}-{sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from scheduler.errors import ConfigError
-from swarm_integration.files import has_alone
+from swarm_integration.files import has_alone, writing
 from swarm_integration.sweep.design import PlannedRun
 
 SWEEP_MANIFEST = "sweep.json"
@@ -86,10 +86,9 @@ class Folder:
         else:
             for path in (self.runs, self.csv, self.summary, self.picture):
                 if path.exists():
-                    raise ConfigError(
-                        f"{path} exists already. Go on with that sweep with --resume, or give "
-                        "another --output"
-                    )
+                    go_on = "Go on with that sweep with --resume, or give"
+                    advice = go_on if self.manifest.exists() else "Give"
+                    raise ConfigError(f"{path} exists already. {advice} another --output")
         _check_writable(self.csv.parent)
 
     def make(self, manifest: Mapping[str, Any]) -> None:
@@ -100,7 +99,13 @@ class Folder:
         if self.manifest.exists():
             return
         draft = self.runs.with_name(f".{self.runs.name}.part")
-        draft.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"--output: {draft.parent} can't be written: {exc.strerror or exc}. Give another "
+                "--output"
+            ) from exc
         Folder(self.csv, self.summary, self.picture, draft).write_manifest(manifest)
         draft.rename(self.runs)
 
@@ -151,10 +156,19 @@ def folder_of(output: Path, name: str, *, is_folder: bool = False) -> Folder:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all.
+
+    Raises:
+        RunFilesError: The system refused.
+    """
     draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(data)
-    draft.replace(path)
+    with writing(path):
+        try:
+            draft.write_bytes(data)
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def _check_writable(directory: Path) -> None:

@@ -11,6 +11,7 @@ from swarm_integration.identity import scenario_sha256, versions
 from swarm_integration.keyless import without_secrets
 from swarm_integration.manifest import platform_facts, written_configuration
 from swarm_integration.rundir import CONFIGURATION, file_sha256
+from swarm_integration.sweep.design import SweepConfig
 from swarm_integration.sweep.folder import BASE, SWEEP_FILE, Folder, write_whole
 from swarm_integration.sweep.plan import SweepPlan
 from swarm_integration.sweep.results import SweepResults
@@ -34,10 +35,19 @@ def keep_inputs(plan: SweepPlan, folder: Folder) -> None:
     configuration = written_configuration(config.inference)
     for name, text in (
         (BASE, scenario),
-        (SWEEP_FILE, _yaml(sweep)),
+        (SWEEP_FILE, f"# {_again(config)}\n{_yaml(sweep)}"),
         (CONFIGURATION, _yaml(configuration)),
     ):
         write_whole(folder.runs / name, text.encode())
+
+
+def _again(config: SweepConfig) -> str:
+    """Return the command that repeats the sweep, typed where its kept files are."""
+    words = ["swarm", "sweep", SWEEP_FILE, "--inference-config", CONFIGURATION]
+    words += ["--inference-scheduler", config.mode]
+    for option, value in (("--epochs", config.epochs), ("--steps", config.steps)):
+        words += [] if value is None else [option, str(value)]
+    return " ".join([*words, "--output", "again/"])
 
 
 def _yaml(data: dict[str, Any]) -> str:

@@ -83,12 +83,14 @@ def read_run(directory: Path) -> dict[str, Any]:
     """Return what a run's directory says: `state`, `reason`, `trace_hash`, metrics and counts.
 
     A run without a directory is `not started`; one that is said to be completed without all
-    its files is `incomplete`.
+    its files, or whose manifest can't be read, is `incomplete`.
     """
+    if not directory.exists():
+        return {"state": "not started"}
     try:
         manifest = read_manifest(directory)
-    except ConfigError:
-        return {"state": "not started"}
+    except ConfigError as exc:
+        return {"state": "incomplete", "reason": str(exc)}
     found = {name: manifest.get(name) for name in ("state", "reason", "trace_hash", "identity")}
     if found["state"] != "completed":
         # Killed while it ran: nothing could say so.

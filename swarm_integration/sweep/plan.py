@@ -6,6 +6,7 @@ only this process reads: they may hold API keys.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ import yaml
 
 from scheduler.errors import ConfigError
 from swarm_integration.errors import ScenarioError
-from swarm_integration.identity import differences, scenario_sha256
-from swarm_integration.run import RunOptions
+from swarm_integration.identity import differences, scenario_sha256, versions
+from swarm_integration.run import RunOptions, make_reproducible
 from swarm_integration.scenario import Rehearsal, load_scenario, rehearse
 from swarm_integration.sweep.design import (
     PlannedRun,
@@ -30,7 +31,7 @@ from swarm_integration.sweep.file import read_yaml
 from swarm_integration.sweep.folder import Folder
 from swarm_integration.sweep.outcome import read_run
 from swarm_integration.sweep.parameters import path_of, with_values
-from swarm_integration.sweep.schema import check_parameters
+from swarm_integration.sweep.schema import check_parameters, check_points
 
 _LENGTHS = {("simulation", "n_epochs"): "epochs", ("simulation", "steps_per_epoch"): "steps"}
 
@@ -75,21 +76,35 @@ class SweepPlan:
         if found["state"] != "completed":
             return False
         before = found.get("identity") or {}
-        now = self._identity(run)
-        wrong = list(differences({key: before.get(key) for key in now}, now))
-        if wrong:
-            raise ConfigError(
-                f"the sweep in {folder.runs} can't be resumed, since its run {run.name} was "
-                f"another one: {'; '.join(wrong[:3])}. Put that back as it was, or start a new "
-                "sweep with another --output"
-            )
+        now = self._identity(run, folder)
+        _check_same(run, folder, {key: before.get(key) for key in now}, now)
         return True
 
-    def _identity(self, run: PlannedRun) -> dict[str, Any]:
+    def check_answerers(self, run: PlannedRun, folder: Folder, now: Mapping[str, Any]) -> None:
+        """Check that a finished run was answered by what answers the others now.
+
+        Args:
+            run: A finished run.
+            folder: Where it is.
+            now: What answers its point (`identity.answerers`), whatever the seed.
+
+        Raises:
+            ConfigError: It was answered by something else.
+        """
+        before = read_run(folder.of(run)).get("identity") or {}
+        found = {key: before.get(key) for key in now}
+        _check_same(run, folder, _without_base_seed(found), _without_base_seed(now))
+
+    def _identity(self, run: PlannedRun, folder: Folder) -> dict[str, Any]:
         """Return what is known of a run's identity before its backends are up."""
         config, scenario = self.config.inference, self.scenarios[run.point.name]
-        length = load_scenario(scenario, _overrides(self.config, run.seed)).orchestrator_config
+        options = self.options(run, folder, resume=True)
+        loaded = load_scenario(scenario, options.overrides)
+        length = loaded.orchestrator_config
+        reproducible = make_reproducible(options, loaded)
         return {
+            "versions": versions(),
+            "repairs": list(reproducible.repairs) if reproducible else [],
             "scenario_sha256": scenario_sha256(scenario),
             "epochs": length.n_epochs,
             "steps_per_epoch": length.steps_per_epoch,
@@ -100,6 +115,26 @@ class SweepPlan:
             "full_ids": config.actions.full_ids,
             "max_reasks": config.scheduler.max_reasks,
         }
+
+
+def _check_same(
+    run: PlannedRun, folder: Folder, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    wrong = list(differences(before, now))
+    if wrong:
+        raise ConfigError(
+            f"the sweep in {folder.runs} can't be resumed, since its run {run.name} was "
+            f"another one: {'; '.join(wrong[:3])}. Put that back as it was, or start a new "
+            "sweep with another --output"
+        )
+
+
+def _without_base_seed(answering: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what answers, less what follows from a run's own seed; as plain JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(answering))
+    for agent in (plain.get("agents") or {}).values():
+        agent.pop("base_seed", None)
+    return plain
 
 
 def plan_sweep(config: SweepConfig, scratch: Path, *, jobs: int) -> SweepPlan:
@@ -118,6 +153,7 @@ def plan_sweep(config: SweepConfig, scratch: Path, *, jobs: int) -> SweepPlan:
     _check_alone(config, base, jobs)
     check_parameters(config.base_scenario, said, config.varied)
     points = points_of(config.varied)
+    check_points(config.base_scenario, said, points)
     seeds = config.seeds_from(base.orchestrator_config.seed)
     runs = tuple(runs_of(points, seeds))
     for name in twice_named(runs):

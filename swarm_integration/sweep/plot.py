@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
-from swarm_integration.sweep.design import Point
+from swarm_integration.sweep.design import Point, short_names
 from swarm_integration.sweep.results import SweepResults
 
 SHOWN = ("toxicity_rate", "quality_gap", "welfare", "avg_payoff")
 _MOST_LINES = 12
+_COLOURS = 10
+"""How many there are before they come again."""
+_MOST_LETTERS = 40
+_LONGEST_TICK = 20
 
 
 def png_of(results: SweepResults) -> bytes | None:
@@ -33,7 +37,10 @@ def png_of(results: SweepResults) -> bytes | None:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         if len(labels) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        figure.suptitle(f"{results.name}: mean and 95 % confidence interval")
+        title, lines = f"{results.name}: mean and 95 % confidence interval", _lines(results)
+        if len(lines) > _MOST_LINES:
+            title += f"\nthe first {_MOST_LINES} of {len(lines)} lines"
+        figure.suptitle(title)
         out = BytesIO()
         figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
     return out.getvalue()
@@ -53,17 +60,30 @@ def _draw(axes: Any, results: SweepResults, metric: str) -> None:
         for n, v in enumerate(dict.fromkeys(map(_hashable, values)))
     }
     if not numeric:
-        axes.set_xticks(list(places.values()), [str(_plain(text)) for text in places])
-    lines: dict[str, list[Point]] = {}
-    for point in results.points:
-        lines.setdefault(_label(point.values, across), []).append(point)
-    for label, points in list(lines.items())[:_MOST_LINES]:
+        texts = [_plain(text) for text in places]
+        turned = {"rotation": 30, "ha": "right"} if sum(map(len, texts)) > _MOST_LETTERS else {}
+        axes.set_xticks(list(places.values()), [_shortened(text) for text in texts], **turned)
+    for place, (label, points) in enumerate(list(_lines(results).items())[:_MOST_LINES]):
         drawn = [(p, found) for p in points if (found := results.estimate(p, metric)) is not None]
         xs = [places[repr(_hashable(p.values[across]))] for p, _ in drawn]
         half = [0.0 if found.high is None else found.high - found.mean for _, found in drawn]
         axes.errorbar(
-            xs, [f.mean for _, f in drawn], yerr=half, marker="o", capsize=3, label=label or None
+            xs,
+            [f.mean for _, f in drawn],
+            yerr=half,
+            marker="o",
+            linestyle="-" if place < _COLOURS else "--",
+            capsize=3,
+            label=label or None,
         )
+
+
+def _lines(results: SweepResults) -> dict[str, list[Point]]:
+    """Return the points of each line, by its label; one line where nothing varies."""
+    across, lines = _across(results), dict[str, list[Point]]()
+    for point in results.points:
+        lines.setdefault(_label(point.values, across or ""), []).append(point)
+    return lines
 
 
 def _draw_runs(axes: Any, results: SweepResults, metric: str) -> None:
@@ -71,6 +91,7 @@ def _draw_runs(axes: Any, results: SweepResults, metric: str) -> None:
     runs = [(one.run.seed, one.metric(metric)) for one in results.runs]
     known = [(seed, value) for seed, value in runs if value is not None]
     axes.set_xlabel("seed")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.plot([seed for seed, _ in known], [value for _, value in known], "o")
     found = results.estimate(results.points[0], metric)
     if found is not None:
@@ -87,7 +108,8 @@ def _across(results: SweepResults) -> str | None:
 
 
 def _label(values: Mapping[str, Any], across: str) -> str:
-    return ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in values.items() if k != across)
+    named = zip(short_names(values), values.items(), strict=True)
+    return ", ".join(f"{name}={value}" for name, (key, value) in named if key != across)
 
 
 def _is_number(value: Any) -> bool:
@@ -100,3 +122,7 @@ def _hashable(value: Any) -> Any:
 
 def _plain(text: str) -> str:
     return text.strip("'\"")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_TICK else f"{text[: _LONGEST_TICK - 3]}..."

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scheduler.canonical import canonical_json
-from swarm_integration.sweep.design import PlannedRun, Point
+from swarm_integration.sweep.design import PlannedRun, Point, short_names
 from swarm_integration.sweep.folder import Folder, write_whole
 from swarm_integration.sweep.outcome import COUNT_COLUMNS, METRIC_COLUMNS, read_run
 from swarm_integration.sweep.statistics import Estimate, estimate
@@ -124,11 +124,38 @@ class SweepResults:
 
 
 def collect(
-    name: str, folder: Folder, runs: Sequence[PlannedRun], *, interrupted: bool
+    name: str,
+    folder: Folder,
+    runs: Sequence[PlannedRun],
+    *,
+    errors: Mapping[str, str],
+    interrupted: bool,
 ) -> SweepResults:
-    """Return what the directories of a sweep's runs say."""
-    found = tuple(SweepResult(run, read_run(folder.of(run))) for run in runs)
-    return SweepResults(name, folder, found, interrupted)
+    """Return what the directories of a sweep's runs say.
+
+    Args:
+        name: The sweep's.
+        folder: Where its files are.
+        runs: All runs.
+        errors: What ended a run, by its name; counts where its directory does not say.
+        interrupted: Whether somebody has ended the sweep.
+    """
+    found = [
+        SweepResult(run, _told(read_run(folder.of(run)), errors.get(run.name))) for run in runs
+    ]
+    return SweepResults(name, folder, tuple(found), interrupted)
+
+
+def _told(found: dict[str, Any], error: str | None) -> dict[str, Any]:
+    """Return what is known of a run whose end may not be in its directory."""
+    if error is None or found["state"] == COMPLETED:
+        return found
+    silent = found["state"] in ("not started", "interrupted", "incomplete")
+    return {
+        **found,
+        "state": "failed" if silent else found["state"],
+        "reason": error if silent else found.get("reason") or error,
+    }
 
 
 def _rounded(value: float | None) -> float | None:
@@ -156,7 +183,8 @@ def table(results: SweepResults, metrics: Sequence[str]) -> Iterator[str]:
     rows = [["point", "n", *metrics]]
     for point in results.points:
         done = sum(one.completed for one in results.of(point))
-        values = ", ".join(f"{key.rpartition('.')[2]}={v}" for key, v in point.values.items())
+        named = zip(short_names(point.values), point.values.values(), strict=True)
+        values = ", ".join(f"{name}={value}" for name, value in named)
         cells = [_shown(results.estimate(point, metric)) for metric in metrics]
         rows.append([values or results.name, str(done), *cells])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

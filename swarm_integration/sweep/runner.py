@@ -9,22 +9,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from scheduler.errors import AttemptError, BackendUnavailable, RunEndingError, SchedulerError
+from scheduler.errors import RunEndingError, SchedulerError
 from scheduler.observe import EventLog, open_run_log
-from swarm_integration.errors import FitnessError
-from swarm_integration.fitness import check_fitness
 from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
 from swarm_integration.monitoring import Endpoint, metrics_endpoint
 from swarm_integration.run import open_run
-from swarm_integration.scenario import Rehearsal, load_scenario
-from swarm_integration.schemas import Instructions
-from swarm_integration.services import muster
-from swarm_integration.startup import Common, Parts, start_common
+from swarm_integration.scenario import load_scenario
+from swarm_integration.sweep.common import common_of
 from swarm_integration.sweep.design import PlannedRun, SweepConfig
 from swarm_integration.sweep.folder import Folder, check_covers, folder_of, write_whole
 from swarm_integration.sweep.manifest import finished_manifest, keep_inputs, started_manifest
@@ -75,6 +71,7 @@ class SweepRunner:
         self._plot = plot
         self._ending: RunEndingError | None = None
         self._places: dict[str, SharedPlace] = {}
+        self._errors: dict[str, str] = {}
         self._status = SweepStatus()
 
     def run(self, progress_callback: ProgressCallback | None = None) -> SweepResults:
@@ -97,8 +94,6 @@ class SweepRunner:
                 manifest = started_manifest(plan, self._jobs)
                 self.folder.make(manifest)
                 log_file = stack.enter_context(self.folder.log_alone())
-                self.folder.write_manifest(manifest)
-                keep_inputs(plan, self.folder)
                 try:
                     log = open_run_log(log_file, sweep=self.config.name)
                     self._play(plan, todo, log, progress_callback)
@@ -112,18 +107,27 @@ class SweepRunner:
         if not self._resume and not any(self.folder.of(run).exists() for run in plan.runs):
             shutil.rmtree(self.folder.runs, ignore_errors=True)
 
+    def _begin(self, plan: SweepPlan) -> None:
+        """Say what the sweep is from here on: its backends are up, and its runs start."""
+        self.folder.write_manifest(started_manifest(plan, self._jobs))
+        keep_inputs(plan, self.folder)
+        self.folder.picture.unlink(missing_ok=True)  # of fewer runs
+
     def _end(self, plan: SweepPlan) -> SweepResults:
         results = collect(
-            self.config.name, self.folder, plan.runs, interrupted=self._ending is not None
+            self.config.name,
+            self.folder,
+            plan.runs,
+            errors=self._errors,
+            interrupted=self._ending is not None,
         )
         results.to_csv()
         results.summary_to_csv()
         picture = png_of(results) if self._plot else None
         if picture is not None:
             write_whole(self.folder.picture, picture)
-        self.folder.write_manifest(
-            {**started_manifest(plan, self._jobs), **finished_manifest(results)}
-        )
+        begun = self.folder.earlier() or {}
+        self.folder.write_manifest({**begun, **finished_manifest(results)})
         return results
 
     def _play(
@@ -172,7 +176,8 @@ class SweepRunner:
                 finally:
                     del self._places[run.name]
 
-        async with _common(self.config, plan, self.folder, log) as common:
+        async with common_of(plan, self.folder, todo, log) as common:
+            self._begin(plan)
             shared = Shared(loop, common, endpoint)
             self._status.lanes = shared.lanes
             watching = asyncio.create_task(shared.lanes.watch())
@@ -215,61 +220,7 @@ class SweepRunner:
         except KeyboardInterrupt:
             ended("interrupted")
         except Exception as exc:  # noqa: BLE001 - the other runs go on, whatever ends this one
+            self._errors[run.name] = str(exc) or type(exc).__name__
             ended("failed", exc)
         else:
             ended("completed")
-
-
-@asynccontextmanager
-async def _common(
-    config: SweepConfig, plan: SweepPlan, folder: Folder, log: EventLog
-) -> AsyncIterator[Common]:
-    """Start what all runs share, check that every point fits, and give all back at the end.
-
-    Raises:
-        FitnessError: A point does not fit, or a backend is not there.
-    """
-    parts = Parts()
-    common: Common | None = None
-    try:
-        rehearsals = list(plan.rehearsals.values())
-        common = await start_common(config.inference, rehearsals, folder.runs, log, parts)
-        for name, rehearsal in plan.rehearsals.items():
-            point = name if len(plan.rehearsals) > 1 else ""
-            await _check_fits(config, point, rehearsal, common, log)
-        yield common
-    finally:
-        if common is not None:
-            parts.backends.extend(common.backends.values())
-        await parts.aclose()
-
-
-async def _check_fits(
-    config: SweepConfig, name: str, rehearsal: Rehearsal, common: Common, log: EventLog
-) -> None:
-    inference = config.inference
-    instructions = Instructions(
-        inference.prompt_layout,
-        structured=inference.scheduler.structured_output,
-        full_ids=inference.actions.full_ids,
-    )
-    slots = inference.scheduler.slots
-    fleet = muster(
-        rehearsal,
-        inference.backend,
-        managed_url=common.server.base_url if common.server else None,
-        context=common.context,
-        slots=slots,
-        log=log,
-        restarts=common.restarts,
-        made=common.backends,
-    )
-    shared = common.backends.values()
-    try:
-        await check_fitness(rehearsal, fleet, instructions, slots)
-    except (AttemptError, BackendUnavailable, FitnessError) as exc:
-        raise FitnessError(f"{name}: {exc}" if name else str(exc)) from exc
-    finally:
-        for backend in fleet.backends.values():
-            if backend not in shared:
-                await backend.aclose()

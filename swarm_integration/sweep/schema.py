@@ -7,6 +7,7 @@ in which nothing varies. All is checked before anything starts.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from scheduler.errors import ConfigError
 from swarm_integration.compat_reading import ReadMapping, read_in_place_of_files, watched
 from swarm_integration.errors import ScenarioError
 from swarm_integration.scenario import load_scenario, rehearse
-from swarm_integration.sweep.design import SweepParameter
-from swarm_integration.sweep.parameters import Key, paths_in, with_values
+from swarm_integration.sweep.design import Point, SweepParameter
+from swarm_integration.sweep.parameters import Key, parse_value, paths_in, with_values
 
 _OPEN = frozenset({"config", "params", "strategy"})
 """Keys of an agent whose contents its class reads when it likes, perhaps in the middle of a run."""
 _MOST_NAMED = 8
+_LONGEST_QUOTE = 60
 
 
 def check_parameters(
@@ -36,6 +38,7 @@ def check_parameters(
     Raises:
         ConfigError: One is unknown, gets a value of another kind, or changes nothing.
     """
+    _check_apart(scenario, parameters)
     for parameter in parameters:
         changed = with_values(scenario, {parameter.name: parameter.values[0]})
         said = watched(changed)
@@ -48,8 +51,50 @@ def check_parameters(
         for path in paths_in(scenario, parameter.name):
             _check_known(said, path, parameter, _value_at(scenario, path))
         if problem is not None:
-            raise _with_value(parameter, parameter.values[0], problem)
+            raise ConfigError(f"{_value_named(parameter, parameter.values[0])}: {problem}")
         _check_effect(base, scenario, parameter)
+
+
+def _check_apart(scenario: Mapping[str, Any], parameters: Sequence[SweepParameter]) -> None:
+    """Check that no parameter stands where another one does, or within it."""
+    places = [(one.name, path) for one in parameters for path in paths_in(scenario, one.name)]
+    for (name, path), (other, longer) in itertools.permutations(places, 2):
+        if name != other and longer[: len(path)] == path:
+            raise ConfigError(
+                f"parameters {name} and {other} stand for the same place of the scenario, so one "
+                "would undo the other. Give only one of them"
+            )
+
+
+def check_points(base: Path, scenario: Mapping[str, Any], points: Sequence[Point]) -> None:
+    """Check that no two points are the same simulation: all are given by parameters alone.
+
+    Args:
+        base: The scenario's file.
+        scenario: What it says.
+        points: All combinations of values.
+
+    Raises:
+        ConfigError: SWARM makes the same of two points, or refuses one.
+    """
+    seen: dict[str, Point] = {}
+    for point in points:
+        other = seen.setdefault(_loaded(base, scenario, point.values, str(point)), point)
+        if other is not point:
+            raise ConfigError(
+                f"the points {other} and {point} are the same simulation: SWARM makes the same of "
+                "both, perhaps since one parameter stands above another. Give only one of them"
+            )
+
+
+def _loaded(base: Path, scenario: Mapping[str, Any], values: Mapping[str, Any], what: str) -> str:
+    """Return all that upstream makes of a scenario with other values."""
+    try:
+        with read_in_place_of_files(with_values(scenario, values)):
+            loaded = load_scenario(base)
+    except ScenarioError as exc:
+        raise ConfigError(f"{what}: {exc}") from exc
+    return repr((loaded.orchestrator_config, loaded.rate_limits, loaded.agent_specs))
 
 
 def _check_known(said: Any, path: tuple[Key, ...], parameter: SweepParameter, before: Any) -> None:
@@ -101,21 +146,29 @@ def _check_kind(parameter: SweepParameter, usual: Any) -> None:
     expected = _kind(usual)
     for value in parameter.values:
         if expected is not None and _kind(value) not in (None, expected):
+            hint = ". Write 1.0e-3, since YAML takes 1e-3 for a text" if _is_power(value) else ""
             raise ConfigError(
-                f"parameter {parameter.name} must be {expected}, as {usual!r} is; got {value!r}"
+                f"parameter {parameter.name} must be {expected}, as {_brief(usual)} is; got "
+                f"{_brief(value)}{hint}"
             )
+
+
+def _is_power(value: Any) -> bool:
+    """Whether a text is a number that YAML does not take for one."""
+    return isinstance(value, str) and "e" in value and isinstance(parse_value(value), float)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 
 def _check_effect(base: Path, scenario: Mapping[str, Any], parameter: SweepParameter) -> None:
     """Check that upstream makes something else of each scenario, unless there is only one."""
-    seen: set[str] = set()
-    for value in parameter.values:
-        try:
-            with read_in_place_of_files(with_values(scenario, {parameter.name: value})):
-                loaded = load_scenario(base)
-        except ScenarioError as exc:
-            raise _with_value(parameter, value, exc) from exc
-        seen.add(repr((loaded.orchestrator_config, loaded.rate_limits, loaded.agent_specs)))
+    seen = {
+        _loaded(base, scenario, {parameter.name: value}, _value_named(parameter, value))
+        for value in parameter.values
+    }
     if len(seen) == 1 < len(parameter.values):
         raise ConfigError(
             f"parameter {parameter.name} changes nothing: SWARM makes the same of all its values. "
@@ -123,8 +176,8 @@ def _check_effect(base: Path, scenario: Mapping[str, Any], parameter: SweepParam
         )
 
 
-def _with_value(parameter: SweepParameter, value: Any, error: ScenarioError) -> ConfigError:
-    return ConfigError(f"parameter {parameter.name}, value {value!r}: {error}")
+def _value_named(parameter: SweepParameter, value: Any) -> str:
+    return f"parameter {parameter.name}, value {value!r}"
 
 
 def _value_at(data: Any, path: tuple[Key, ...]) -> Any:

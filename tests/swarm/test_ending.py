@@ -64,6 +64,9 @@ def test_reason_of_the_system_is_the_why_where_the_message_has_none() -> None:
     error = ServerError("the log can't be written")
     error.__cause__ = OSError(28, "No space left on device")
     assert "  why:  No space left on device" in complaint(error).splitlines()
+    error = ServerError("the server is gone. Start it")
+    error.__cause__ = ServerError("the server is gone. Start it")
+    assert complaint(error).splitlines() == ["error: the server is gone", "  type: start it"]
     error.__cause__ = KeyError("internals")
     assert "internals" not in complaint(error)
 

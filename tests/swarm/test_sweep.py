@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -58,6 +59,12 @@ def rows(path: Path = OUT) -> list[dict[str, str]]:
 
 def summary() -> list[dict[str, str]]:
     return rows(OUT.with_suffix(".summary.csv"))
+
+
+def said_of_the_sweep() -> dict[str, bytes]:
+    """What is known of a sweep as a whole."""
+    names = ("sweep.json", "sweep.yaml", "scenario.yaml", "configuration.yaml")
+    return {name: (RUNS / name).read_bytes() for name in names}
 
 
 def alone(name: str, seed: int, mode: str, config: str = "fake.yaml") -> str:
@@ -134,6 +141,10 @@ def test_a_sweep_can_be_repeated_from_what_it_kept() -> None:
     kept = ["sweep", RUNS / "sweep.yaml", "--inference-config", RUNS / "configuration.yaml"]
     assert swarm(*kept, "--output", "again/tax.csv", "-q", "--no-plot") == 0
     assert Path("again/tax.csv").read_bytes() == OUT.read_bytes()
+    assert (RUNS / "sweep.yaml").read_text("utf-8").splitlines()[0] == (
+        "# swarm sweep sweep.yaml --inference-config configuration.yaml "
+        "--inference-scheduler serial --output again/"
+    )
     data = json.loads((RUNS / "sweep.json").read_text("utf-8"))
     assert data["state"] == "completed"
     assert data["seeds"] == [5, 6, 7]
@@ -317,6 +328,95 @@ def test_a_resumed_sweep_must_be_the_same_one(capsys: pytest.CaptureFixture[str]
     assert "mode was 'serial', is 'batch'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seeds", ["5-7", "5-8"])
+def test_a_resumed_sweep_must_have_the_same_simulation(
+    seeds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swarm(*sweep()) == 0
+    path = RUNS / NAMES[2] / "manifest.json"
+    data = manifest(path.parent)
+    data["identity"]["versions"]["swarm-safety"] = "0.0.1"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert swarm(*sweep("--resume", seeds=seeds)) == 2
+    assert "versions.swarm-safety was '0.0.1'" in capsys.readouterr().err
+    data["identity"]["versions"]["swarm-safety"] = manifest(RUNS / NAMES[0])["identity"][
+        "versions"
+    ]["swarm-safety"]
+    data["identity"]["repairs"] = []
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert swarm(*sweep("--resume", seeds=seeds)) == 2
+    assert "repairs was []" in capsys.readouterr().err
+
+
+def test_what_answered_the_finished_runs_answers_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ScriptedServer() as server:
+        server.on(CHAT, *[Reply(answer_body(POST))] * 500)
+        address = {"kind": "llama_server", "base_url": server.base_url, "ready_timeout_s": 0.5}
+        write_config(Path("server.yaml"), backend=address)
+        assert swarm(*sweep(config="server.yaml", seeds="5-6")) == 0
+        before = said_of_the_sweep()
+        assert swarm(*sweep("--resume", seeds="5-7")) == 2  # of the fake backend
+        told = capsys.readouterr().err
+        assert "can't be resumed" in told
+        assert "model.kind was 'llama_server', is 'fake'" in told
+        assert said_of_the_sweep() == before
+        assert not (RUNS / NAMES[2]).exists()
+        assert swarm(*sweep("--resume", config="server.yaml", seeds="5-7")) == 0
+    assert {row["state"] for row in rows()} == {"completed"}
+    configuration = (RUNS / "configuration.yaml").read_bytes()
+    assert swarm(*sweep("--resume", seeds="5-7")) == 0  # nothing is left to be asked
+    assert (RUNS / "configuration.yaml").read_bytes() == configuration
+
+
+def test_a_resume_that_can_not_start_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedServer() as server:
+        server.on(CHAT, *[Reply(answer_body(POST))] * 500)
+        address = {"kind": "llama_server", "base_url": server.base_url, "ready_timeout_s": 0.5}
+        write_config(Path("server.yaml"), backend=address)
+        assert swarm(*sweep(config="server.yaml", seeds="5-6")) == 0
+    before = said_of_the_sweep()
+    assert swarm(*sweep("--resume", config="server.yaml", seeds="5-20")) == 2
+    assert "could be reached" in capsys.readouterr().err
+    assert said_of_the_sweep() == before
+    assert swarm(*sweep("--resume", config="server.yaml", seeds="5-6")) == 0
+
+
+def test_why_a_run_can_not_go_on_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert swarm(*sweep()) == 0
+    path = RUNS / NAMES[1] / "manifest.json"
+    data = manifest(path.parent)
+    data |= {"state": "running", "identity": {**data["identity"], "mode": "batch"}}
+    path.write_text(json.dumps(data), encoding="utf-8")
+    capsys.readouterr()
+    assert swarm(*sweep("--resume")) == 1
+    told = capsys.readouterr().err
+    assert f"{NAMES[1]}  failed" in told
+    assert "mode was 'batch', is 'serial'" in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_table_that_can_not_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if "tax.csv" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        assert swarm(*sweep()) == 1
+    told = capsys.readouterr().err
+    assert f"{OUT} can't be written" in told
+    assert "make room" in told
+    assert swarm(*sweep("--resume")) == 0
+    assert {row["state"] for row in rows()} == {"completed"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="files can't be taken there")
 def test_a_sweep_under_way_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     child = Child(*sweep("--jobs", 2, config="slow.yaml"))
@@ -369,8 +469,22 @@ def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
     OUT.parent.mkdir()
     OUT.write_text("mine")
     assert swarm(*sweep()) == 2
-    assert "exists already" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "exists already" in told
+    assert "--resume" not in told  # there is no sweep
     assert OUT.read_text() == "mine"
+
+
+def test_an_output_that_looks_as_if_it_could_be_written_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, **_: Any) -> None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refuse)
+        assert swarm(*sweep()) == 2
+    assert "results can't be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

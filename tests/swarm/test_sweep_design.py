@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_points_whose_plain_names_are_equal_get_names_of_their_own() -> None:
     assert len(set(names)) == 3
     assert names[2] == "b=x"
     assert all("/" not in name and " " not in name for name in names)
+    [alone] = points_of([SweepParameter("a.b", ("x y",))])
+    assert alone.name == names[0]  # so that a sweep may get more values later
 
 
 def test_a_long_name_is_cut_and_stays_its_own() -> None:
@@ -74,7 +77,15 @@ def test_a_long_name_is_cut_and_stays_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("values", "says"),
-    [((), "has no values"), ((0, 0.0), "twice"), (("a", "b", "a"), "twice")],
+    [
+        ((), "has no values"),
+        ((0, 0.0), "twice"),
+        (("a", "b", "a"), "twice"),
+        ((0.5, math.nan), "the value nan. Give a finite number"),
+        (([1.0, math.inf],), "the value inf"),
+        ((date(2026, 1, 1),), "Put a date into quotes"),
+        (({"a": {date(2026, 1, 1): 1}},), "Put a date into quotes"),
+    ],
 )
 def test_values_that_give_no_point_or_one_twice_are_refused(
     values: tuple[Any, ...], says: str
@@ -117,14 +128,19 @@ def test_parameters_may_be_a_mapping_as_in_upstreams_guide() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"replications": 0}, "replications must be 1 or more"),
+        ({"replications": 0}, "replications must be a whole number, 1 or more"),
         ({"seeds": ()}, "there is none"),
         ({"seeds": (1, 1)}, "seed 1 is given twice"),
         ({"seeds": (-1,)}, "0 or more, got -1"),
         ({"seeds": (1, 2), "replications": 3}, "do not fit together"),
-        ({"epochs": 0}, "epochs must be 1 or more"),
-        ({"steps": 0}, "steps must be 1 or more"),
+        ({"epochs": 0}, "epochs must be a whole number"),
+        ({"steps": 0}, "steps must be a whole number"),
         ({"parameters": [SweepParameter("a", (1,)), SweepParameter("a", (2,))]}, "given twice"),
+        ({"parameters": {"a": 0.1}}, "a: give a list of values, got 0.1"),
+        ({"parameters": {"a": "0.1,0.2"}}, "a: give a list of values"),
+        ({"seeds": 5}, "seeds: give a list of values, got 5"),
+        ({"replications": 1.5}, "replications must be a whole number"),
+        ({"mode": "parallel"}, "mode must be batch or serial, got 'parallel'"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(words: dict[str, Any], says: str) -> None:

@@ -153,11 +153,12 @@ def test_a_sweeps_file_and_a_parameter_of_the_command_do_not_go_together(
     scripted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("sweep.yaml").write_text(yaml.safe_dump({"base_scenario": str(scripted)}), "utf-8")
-    assert swarm("sweep", "sweep.yaml", "--param", "payoff.theta:0.1", "--output", "a.csv") == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: sweep.yaml names its parameters itself",
-        "  type: remove --param",
-    ]
+    for more in (["--param", "payoff.theta:0.1"], ["--values", "0.1"]):
+        assert swarm("sweep", "sweep.yaml", *more, "--output", "a.csv") == 2
+        assert capsys.readouterr().err.splitlines() == [
+            "error: sweep.yaml names its parameters itself",
+            "  type: remove --param and --values",
+        ]
     assert not Path("a.runs").exists()
 
 
@@ -172,8 +173,31 @@ def test_a_run_whose_directory_is_damaged_fails_alone_and_is_named(
     out, err = capsys.readouterr()
     assert "base-seed2 failed: " in err
     unfinished = err[err.index("1 of 3 runs are not completed:") :].splitlines()
-    assert unfinished[1].split() == ["base-seed2", "not", "started"]
+    assert unfinished[1].split()[:2] == ["base-seed2", "failed"]
+    assert "manifest.json can't be read" in unfinished[1]
     assert unfinished[2].endswith(
         "swarm sweep s.yaml --seeds 1-3 --no-plot --output a.csv --resume"
     )
-    assert out.splitlines()[3].split()[:2] == ["s", "2"]
+    lines = out.splitlines()
+    assert lines[3].split()[:2] == ["s", "2"]
+    assert not any(line.startswith("Picture") for line in lines)  # nobody has asked for one
+    runs = json.loads(Path("a.runs/sweep.json").read_text(encoding="utf-8"))["runs"]
+    [told] = [run for run in runs if run["seed"] == 2]
+    assert told["state"] == "failed"
+    assert "can't be read" in told["reason"]
+
+
+def test_a_picture_of_fewer_runs_does_not_stay(scripted: Path) -> None:
+    words = ["sweep", scripted, "--output", "a.csv", "-q"]
+    assert swarm(*words, "--seeds", "1-2") == 0
+    assert Path("a.png").exists()
+    assert swarm(*words, "--seeds", "1-2", "--no-plot", "--resume") == 0
+    assert Path("a.png").exists()
+    assert swarm(*words, "--seeds", "1-3", "--no-plot", "--resume") == 0
+    assert not Path("a.png").exists()
+
+
+def test_two_parameters_whose_names_end_alike_are_told_apart() -> None:
+    heat = [SweepParameter(f"agents.{n}.llm.temperature", (0.5,)) for n in (0, 1)]
+    *_, line = table(results_of(*heat), METRICS)
+    assert line.startswith("agents.0.llm.temperature=0.5, agents.1.llm.temperature=0.5")

@@ -71,7 +71,9 @@ def test_what_upstream_ignores_is_refused_with_what_comes_near(
     [
         ("governance.transaction_tax", (0.0, "high"), "must be a number, as 0.0 is; got 'high'"),
         ("governance.audit_enabled", (True, 1), "must be true or false, as True is; got 1"),
-        ("agents.0.count", ("two",), "must be a number, as 2 is; got 'two'"),
+        ("agents.0.count", ("two",), "must be a number, as 2 is; got 'two'$"),
+        ("payoff.theta", ("1e-3",), "got '1e-3'. Write 1.0e-3, since YAML"),
+        ("agents", (1, 2), r"must be a list, as .{60}\.\.\. is; got 1"),
         ("agents.0.llm.model", (3,), "must be a text, as 'm' is; got 3"),
         ("simulation.n_epochs", (1, 2.5), "value 2.5: .*valid integer"),
         ("payoff.theta", (0.5, 7.0), "value 7.0: .*theta must be"),
@@ -91,6 +93,36 @@ def test_a_parameter_that_stands_below_another_changes_nothing(tmp_path: Path) -
     with pytest.raises(ConfigError, match="changes nothing"):
         check(scenario, "governance.transaction_tax", 0.0, 0.2)
     check(scenario, "governance.transaction_tax_rate", 0.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("n_epochs", "simulation.n_epochs"),
+        ("agents.0.llm.temperature", "agents[0].llm.temperature"),
+        ("agents.0.llm.temperature", "agents.llm.llm.temperature"),
+        ("governance", "governance.transaction_tax"),
+    ],
+)
+def test_two_parameters_for_one_place_are_refused(scenario: Path, one: str, other: str) -> None:
+    both = {one: [1, 2], other: [1, 2]}
+    for names in ((one, other), (other, one)):
+        config = SweepConfig(scenario, {name: both[name] for name in names})
+        with pytest.raises(ConfigError, match="stand for the same place"):
+            plan_sweep(config, scenario.parent, jobs=1)
+
+
+def test_two_points_that_are_one_simulation_are_refused(scenario: Path) -> None:
+    """Of the two names of a key SWARM takes one, where both are given."""
+    tax = {"governance.transaction_tax": [0.0, 0.1], "governance.transaction_tax_rate": [0.0, 0.2]}
+    with pytest.raises(ConfigError, match="are the same simulation"):
+        plan_sweep(SweepConfig(scenario, tax), scenario.parent, jobs=1)
+
+
+def test_a_value_out_of_range_is_told_in_a_line(scenario: Path) -> None:
+    with pytest.raises(ConfigError, match=r"transaction_tax_rate must be in \[0, 1\]") as caught:
+        check(scenario, "governance.transaction_tax", 0.0, 2.0)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(
