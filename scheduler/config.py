@@ -287,7 +287,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"configuration {path} can't be read: {exc}") from exc
     except yaml.YAMLError as exc:
-        raise ConfigError(f"configuration {path} is not YAML: {exc}") from exc
+        raise ConfigError(
+            f"configuration {path} is not YAML: {' '.join(str(exc).split())}"
+        ) from exc
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -81,6 +81,11 @@ class GgufHeader:
         """The Jinja template that turns messages into a prompt, or an empty string."""
         return str(self.metadata.get("tokenizer.chat_template", ""))
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts, of which each token takes some."""
+        return self.dimension("expert_count") > 1
+
     def dimension(self, name: str) -> int:
         """Return a number of this architecture, such as `context_length`; 0 if not given."""
         value = self.metadata.get(f"{self.architecture}.{name}", 0)

@@ -20,7 +20,7 @@ from typing import Self
 import anyio
 import httpx
 
-from scheduler.errors import ServerError
+from scheduler.errors import ConfigError, ServerError
 from scheduler.server_command import (
     CHILD,
     Profile,
@@ -49,8 +49,8 @@ _HEALTH_TIMEOUT_S = 2.0
 _LOG_LINES = 15
 
 
-class _PortTakenError(ServerError):
-    """Another process has the port."""
+class _PortTakenError(ServerError, ConfigError):
+    """Another process has the port; nothing has been started."""
 
 
 class ManagedServer:

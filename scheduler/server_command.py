@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from scheduler.errors import ConfigError, ServerError
-from scheduler.gguf_file import read_gguf_header
+from scheduler.gguf_file import GgufHeader, read_gguf_header
 
 Profile = Literal["fast", "invariant"]
 
@@ -28,7 +28,7 @@ Profile = Literal["fast", "invariant"]
 # -P, because this directory's `types` and `queue` would hide the standard ones.
 CHILD = (sys.executable, "-P", str(Path(__file__).with_name("xllamacpp_server.py")))
 
-UNPROVEN_WEIGHTS = ("F32", "F16", "BF16")
+_UNPROVEN_WEIGHTS = ("F32", "F16", "BF16")
 """Weights whose answers changed with what shared the batch under the `invariant` flags."""
 
 
@@ -64,6 +64,10 @@ class ServerBinary:
     argv: tuple[str, ...]
 
 
+class ServerMissingError(ServerError, ConfigError):
+    """There is no server program, or not the one that was named; nothing has been started."""
+
+
 def find_server(explicit: str | None = None) -> ServerBinary:
     """Find a server: `explicit`, LLAMA_SERVER, `llama-server`, `llama`, the xllamacpp wheel.
 
@@ -71,7 +75,7 @@ def find_server(explicit: str | None = None) -> ServerBinary:
         explicit: A path, a command on PATH, or `xllamacpp` for the wheel.
 
     Raises:
-        ServerError: there is none, or not the one that was named.
+        ServerMissingError: There is none, or not the one that was named.
     """
     named = explicit or os.environ.get("LLAMA_SERVER")
     wheel = ServerBinary("xllamacpp", CHILD) if find_spec("xllamacpp") else None
@@ -80,12 +84,12 @@ def find_server(explicit: str | None = None) -> ServerBinary:
         if found is None:
             what = f"{named!r} can't be run" if explicit else ""
             what = what or f"LLAMA_SERVER names {named!r}, which can't be run"
-            raise ServerError(f"{what}. Give the path of a llama-server, or `xllamacpp`.")
+            raise ServerMissingError(f"{what}. Give the path of a llama-server, or `xllamacpp`.")
         return found
     native = _native("llama-server") or _native("llama", scripts=False)
     if found := native or wheel:
         return found
-    raise ServerError(
+    raise ServerMissingError(
         "no llama-server was found. Get one with `brew install llama.cpp`, `winget install "
         "llama.cpp`, https://github.com/ggml-org/llama.cpp/releases, or `pip install "
         '"swarm-inference-scheduler[server]"`; or name one with LLAMA_SERVER.'
@@ -291,11 +295,21 @@ def check_spec(spec: ServerSpec) -> None:
             f"model_path {spec.model_path} is not a GGUF file (it begins with {magic!r}); "
             "download it again, or convert it with llama.cpp."
         )
+    header = read_gguf_header(spec.model_path)  # a file that is cut off is refused
     if spec.profile == "invariant":
-        weights = read_gguf_header(spec.model_path).quantization
-        if weights in UNPROVEN_WEIGHTS:
+        found = unproven(header)
+        if found:
             raise ConfigError(
-                f"server_profile invariant was measured not to hold for {weights} weights, which "
-                f"{spec.model_path} has. Use a quantized model (Q8_0, Q4_K_M), whose prompts are "
-                "then read at a third to a half of the speed, or server_profile fast."
+                f"server_profile invariant was measured not to hold for {found}, which "
+                f"{spec.model_path} has. Use a quantized model without experts (Q8_0, Q4_K_M), "
+                "which is then slower (docs/performance-server.md), or server_profile fast."
             )
+
+
+def unproven(header: GgufHeader) -> str:
+    """Return why the `invariant` profile does not hold for a model, in words; empty if it does."""
+    if header.has_experts:
+        # The router's weights stay in F32, and an expert's rows depend on who else asks it.
+        return "mixtures of experts"
+    weights = header.quantization
+    return f"{weights} weights" if weights in _UNPROVEN_WEIGHTS else ""

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scheduler.backends.base import BackendInfo
+from scheduler.backends.calibration_cache import arithmetic_variables
 from scheduler.certification import Certification
 from scheduler.errors import ConfigError
 from scheduler.gguf_file import file_sha256
@@ -35,7 +36,6 @@ NOT_CERTIFIED = "not certified"
 
 # What does not decide an answer's bits: the place, the slots, the room.
 _FREE_FLAGS = frozenset({"--model", "--host", "--port", "--parallel", "--ctx-size", "--alias"})
-_ARITHMETIC_VARIABLES = ("GGML_", "OMP_", "CUDA_", "HIP_", "HSA_")
 
 
 class Certificate(BaseModel):
@@ -116,7 +116,7 @@ def conditions_of(info: BackendInfo, server: ManagedServer | None) -> dict[str, 
         server: The server behind it, where this program started that.
     """
     started: Any = None
-    variables = {name: value for name, value in os.environ.items() if _is_arithmetic(name)}
+    variables = arithmetic_variables()
     if server is not None:
         started = _started_as(server)
         variables |= server.environment
@@ -274,10 +274,6 @@ def _machine() -> dict[str, str]:
         "processor": fields.get("model name") or platform.processor(),
         "features_sha256": sha256(" ".join(sorted(features.split())).encode()).hexdigest()[:16],
     }
-
-
-def _is_arithmetic(name: str) -> bool:
-    return name.startswith(_ARITHMETIC_VARIABLES)
 
 
 def _version(package: str) -> str | None:

@@ -288,6 +288,7 @@ def upstream_command(
     Yields:
         A function that runs upstream's `main()` on a list of arguments.
     """
+    swarm_version()
     import swarm.__main__ as command
     from swarm.scenarios import loader
 
@@ -309,7 +310,12 @@ def upstream_command(
 
 
 def upstream_main() -> int:
-    """Run upstream's command line as it is, on `sys.argv`."""
+    """Run upstream's command line as it is, on `sys.argv`.
+
+    Raises:
+        CompatError: SWARM is not installed.
+    """
+    swarm_version()
     from swarm.__main__ import main
 
     return int(main())

@@ -20,7 +20,7 @@ class DeterminismConfig(Section):
     server_profile: Literal["fast", "invariant"] = Field(
         "fast",
         description="How a managed server is started; invariant: with the settings under which "
-        "an answer did not depend on what shared its batch, at a third of the prefill speed.",
+        "an answer did not depend on what shared its batch, which are slower.",
     )
     trust_certificate: bool = Field(
         False,

@@ -28,7 +28,8 @@ ABOUT_MODEL = """\
 About the model: models/demo.gguf has the real llama architecture, a trained tokenizer
 and RANDOM weights. A JSON schema holds its answers to valid actions, so it shows how
 prompts are batched and answered; what it says means nothing. For a model that thinks,
-get one (for example Llama-3.2-3B-Instruct-Q4_K_M.gguf), then:
+get one (for example Llama-3.2-3B-Instruct-Q4_K_M.gguf), then, in the environment that
+this was installed into (./scripts/demo.sh makes .venv: type `. .venv/bin/activate`):
 
   swarm-inference serve --model models/Llama-3.2-3B-Instruct-Q4_K_M.gguf --slots 4
   swarm run scenarios/llm_batch_12.yaml --seed 42 --inference-scheduler batch \\
@@ -55,7 +56,8 @@ def demo(options: DemoOptions) -> int:
     run_dir = options.run_dir or default_run_dir("demo", options.seed)
     with redirect_stdout(sys.stderr if options.as_json else sys.stdout):
         code = _run(options, run_dir)
-        print(f"\n{ABOUT_MODEL}")
+        if code == 0:
+            print(f"\n{ABOUT_MODEL}")
     if options.as_json and code == 0:
         print(json.dumps(_facts(run_dir)))
     return code

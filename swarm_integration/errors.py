@@ -5,8 +5,8 @@ from __future__ import annotations
 from scheduler.errors import ConfigError, RequestFailed, SchedulerError
 
 
-class CompatError(SchedulerError):
-    """The installed SWARM lacks a name that this project leans on."""
+class CompatError(ConfigError):
+    """SWARM is not installed, or lacks a name that this project leans on; nothing was started."""
 
 
 class ScenarioError(ConfigError):

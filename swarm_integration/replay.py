@@ -24,6 +24,7 @@ from scheduler.journal import Journal, JournalDamaged
 from scheduler.types import Message, Request, Sampling
 from swarm_integration.agents import Service
 from swarm_integration.comparison import compare, lines
+from swarm_integration.compat import swarm_version
 from swarm_integration.compat_scenario import outside_effects
 from swarm_integration.config import InferenceConfig
 from swarm_integration.identity import differences, versions
@@ -188,6 +189,7 @@ def _run_again(
     directory: Path, manifest: Mapping[str, Any], source: Path, again: Path, *, trust_scenario: bool
 ) -> str | None:
     """Run into `again`; return the message of the question that has no answer, if one has not."""
+    swarm_version()
     from swarm.scenarios.loader import build_orchestrator
 
     before = manifest["identity"]

@@ -254,7 +254,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"there is no run in {path}: {MANIFEST} can't be read ({exc})") from exc
+        raise ConfigError(
+            f"there is no run in {path}: {MANIFEST} can't be read ({exc}). Give the directory of a "
+            "run, such as runs/a"
+        ) from exc
     if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
         raise ConfigError(
             f"{path / MANIFEST} is no manifest of version {MANIFEST_VERSION}. Use the release "

@@ -65,6 +65,7 @@ def load_scenario(path: Path, overrides: Mapping[str, int | None] | None = None)
     Raises:
         ScenarioError: It is missing, not YAML, not a scenario, or has no agents.
     """
+    compat.swarm_version()
     from swarm.scenarios.loader import load_scenario as load
 
     if not path.is_file():

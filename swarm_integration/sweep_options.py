@@ -35,7 +35,7 @@ def sweep_parser(
                 "--values 0.0,0.05 --replications 5 --output results/tax.csv": (
                     "two values of one parameter, 5 runs each"
                 ),
-                "swarm sweep scenarios/sweep_tax.yaml --output results/": (
+                "swarm sweep scenarios/sweep_tax.yaml --inference-config configs/fake.yaml": (
                     "a sweep that is described in a file"
                 ),
             }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +27,15 @@ from scheduler.backends.batched_rows import (
     rows_for,
     window,
 )
-from scheduler.backends.calibration_cache import CalibrationCache, cache_folder
+from scheduler.backends.calibration_cache import (
+    CalibrationCache,
+    arithmetic_variables,
+    cache_folder,
+    identity,
+)
 from scheduler.backends.llama_memory import sequences_for
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
+from scheduler.backends.native_model import NativeSpec
 
 ROWS = (8, 12, 16)
 
@@ -320,6 +328,11 @@ def test_a_kept_calibration_is_the_one_that_was_found(tmp_path: Path) -> None:
         {"grain": {"step": 0, "shortest": 64}},
         {"grain": {"step": "8", "shortest": 64}},
         {"identity": {"model": "b"}},
+        {"wider": 20},
+        {"wider": [12], "wider_tried": 20},
+        {"wider": [24], "wider_tried": 20},
+        {"wider": ["20"], "wider_tried": 20},
+        {"wider_tried": None},
     ],
 )
 def test_a_damaged_calibration_counts_as_none(tmp_path: Path, damage: dict[str, Any]) -> None:
@@ -328,6 +341,53 @@ def test_a_damaged_calibration_counts_as_none(tmp_path: Path, damage: dict[str, 
     data = json.loads(cache.path.read_text())
     cache.path.write_text(json.dumps(data | damage))
     assert cache.read() is None
+
+
+def test_larger_steps_are_kept_as_well_and_serve_fewer_slots(tmp_path: Path) -> None:
+    wider = replace(FOUND, wider=(16, 20, 28), wider_tried=28)
+    cache = CalibrationCache({"model": "a"}, tmp_path)
+    cache.write(wider)
+    assert cache.read() == wider
+    assert FOUND.rows_for(12) == (8, 12)
+    assert FOUND.rows_for(13) is None  # has to be looked for
+    assert wider.rows_for(12) == (8, 12)
+    assert wider.rows_for(19) == (8, 12, 16, 20)
+    assert wider.rows_for(22) == (8, 12, 16, 20)
+    assert wider.rows_for(28) == (8, 12, 16, 20, 28)
+    assert wider.rows_for(29) is None
+    assert replace(FOUND, rows=(1,)).rows_for(8) == (1,)
+    assert replace(FOUND, level="repeatable", rows=()).rows_for(8) == ()
+
+
+@pytest.mark.parametrize("name", ["GGML_X", "OMP_THREAD_LIMIT", "CUDA_X", "HIP_X", "HSA_X"])
+def test_variables_that_choose_kernels_are_a_part_of_what_a_calibration_follows_from(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = arithmetic_variables()
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HOME_OF_GGML_", "1")
+    assert arithmetic_variables() == {**before, name: "1"}
+
+
+def test_the_libraries_that_were_loaded_are_a_part_of_it_too(tmp_path: Path) -> None:
+    """They may be elsewhere than in the package: LLAMA_CPP_LIB_PATH."""
+    (tmp_path / "lib").mkdir()
+    lib = SimpleNamespace(
+        __file__=str(tmp_path / "__init__.py"),
+        __version__="1",
+        llama_print_system_info=lambda: b"AVX512 = 1",
+        llama_cpp=SimpleNamespace(),
+    )
+    spec = NativeSpec(tmp_path / "m.gguf", 2048, 1, 0, flash_attention=False)
+    (tmp_path / "lib" / "libllama.so").write_bytes(b"1")
+    packaged = identity(lib, spec, "")["library"]
+    assert [line.split()[0] for line in packaged] == ["libllama.so"]
+    (tmp_path / "other").mkdir()
+    for name in ("libllama.so.0", "libggml-cpu.so", "llama-server"):
+        (tmp_path / "other" / name).write_bytes(b"22")
+    lib.llama_cpp._lib = SimpleNamespace(_name=str(tmp_path / "other" / "libllama.so.0"))
+    elsewhere = identity(lib, spec, "")["library"]
+    assert [line.split()[0] for line in elsewhere] == ["libggml-cpu.so", "libllama.so.0"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])

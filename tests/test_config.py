@@ -111,6 +111,14 @@ def test_an_unknown_key_of_an_optional_section_is_named_too() -> None:
         load_config(Optional, None, {"fake.x": 1})
 
 
+def test_a_file_that_is_no_yaml_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("scheduler: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not YAML: .* line \d") as caught:
+        load_config(Whole, path, {})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -235,8 +235,11 @@ def test_model_file_must_exist_and_be_gguf(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_spec(replace(SPEC, model_path=path))
-    text.write_bytes(b"GGUF and more")
-    check_spec(replace(SPEC, model_path=text))
+    whole = write_model(tmp_path / "tiny.gguf", ModelShape("tiny", 1, 32, 2, 1, 32)).path
+    check_spec(replace(SPEC, model_path=whole))
+    text.write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(ConfigError, match="download it again"):
+        check_spec(replace(SPEC, model_path=text))
 
 
 @needs_posix
@@ -285,6 +288,16 @@ def test_a_named_program_that_cannot_run_is_an_error_and_nothing_else_is_taken(
         find_server()
 
 
+def test_invariant_profile_refuses_a_mixture_of_experts(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.mixture import write_mixture
+
+    path = write_mixture(tmp_path / "m.gguf")
+    check_spec(replace(SPEC, model_path=path))
+    with pytest.raises(ConfigError, match="not to hold for mixtures of experts, which"):
+        check_spec(replace(SPEC, model_path=path, profile="invariant"))
+
+
 @pytest.mark.parametrize("weights", ["F16", "Q8_0"])
 def test_invariant_refuses_weights_for_which_it_does_not_hold(
     weights: Literal["F16", "Q8_0"], tmp_path: Path
@@ -295,7 +308,5 @@ def test_invariant_refuses_weights_for_which_it_does_not_hold(
     if weights == "Q8_0":
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))
         return
-    with pytest.raises(
-        ConfigError, match=r"invariant .* F16 weights.*Q8_0.*a third to a half of the speed"
-    ):
+    with pytest.raises(ConfigError, match=r"invariant .* F16 weights, .*Q8_0.*slower"):
         check_spec(ServerSpec(path, 1, 256, profile="invariant"))

@@ -11,7 +11,7 @@ What is found follows from the machine and the file alone, never from the config
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scheduler.backends.batched_cuts import Grain
@@ -25,7 +25,7 @@ from scheduler.errors import ServerFault
 
 Level = Literal["invariant", "repeatable"]
 
-CALIBRATION_VERSION = 7
+CALIBRATION_VERSION = 8
 """Changes with what is tried and with how the engine evaluates, so that older findings do not
 count and older answers are not continued."""
 
@@ -42,6 +42,8 @@ LARGE_MODEL_GRAINS = (Grain(16, 16), Grain(1, 64), Grain(16, 64), Grain(64, 64))
 LARGE_MODEL_BYTES = 1 << 30
 """Of a model whose file is larger, fewer steps and shorter probes are tried."""
 
+_LONGEST = 530
+_LONGEST_OF_LARGE_MODEL = 280
 _STEPS = 12
 _LARGE_MODEL_STEPS = 3
 
@@ -59,6 +61,8 @@ class Calibration:
         comparisons: How many rows of scores were compared.
         grain: How prompts may be cut without changing bits; None where nothing is known, and
             they are cut at fixed places.
+        wider: Larger row counts that agree with these, for more than the usual slots.
+        wider_tried: Up to how many rows such were looked for; 0 for not at all.
     """
 
     level: Level
@@ -66,6 +70,17 @@ class Calibration:
     tried: tuple[int, ...]
     comparisons: int
     grain: Grain | None = None
+    wider: tuple[int, ...] = ()
+    wider_tried: int = 0
+
+    def rows_for(self, slots: int) -> tuple[int, ...] | None:
+        """Return the row counts that agree for so many slots, None where not all were tried."""
+        if not self.rows or slots <= max(self.rows) or max(self.rows) == 1:
+            return self.rows
+        top = widest(slots)
+        if top > self.wider_tried:
+            return None
+        return (*self.rows, *(count for count in self.wider if count <= top))
 
     def facts(self) -> dict[str, Any]:
         """Return it as plain JSON data."""
@@ -81,6 +96,15 @@ class Calibration:
         }
 
 
+def probes_need(model_bytes: int) -> tuple[int, int]:
+    """Return how many sequences a calibration takes, and how many tokens each of them has."""
+    return max(CALIBRATED_ROWS) + 2, _longest(model_bytes) + 2 * _STEPS
+
+
+def _longest(model_bytes: int) -> int:
+    return _LONGEST_OF_LARGE_MODEL if model_bytes > LARGE_MODEL_BYTES else _LONGEST
+
+
 def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
     """Find the row counts that agree; this takes seconds with a small model.
 
@@ -94,7 +118,8 @@ def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
     """
     large = model_bytes > LARGE_MODEL_BYTES
     tried = CALIBRATED_ROWS
-    probes = _Probes(model, max(tried) + 2, longest=280 if large else 530)
+    longest = _longest(model_bytes)
+    probes = _Probes(model, max(tried) + 2, longest=longest)
     try:
         rows = agreeing({count: probes.signature(count) for count in tried})
         rows = probes.hold_on(rows, _LARGE_MODEL_STEPS if large else _STEPS)
@@ -102,7 +127,7 @@ def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
             return Calibration("repeatable", (), tried, probes.comparisons)
     finally:
         probes.close()
-    search = GrainSearch(model, 281 if large else 531)
+    search = GrainSearch(model, longest + 1)
     try:
         grain = search.find(LARGE_MODEL_GRAINS if large else GRAINS)
     finally:
@@ -111,38 +136,40 @@ def calibrate(model: LoadedModel, model_bytes: int) -> Calibration:
     return Calibration("invariant", rows, tried, comparisons, grain)
 
 
-def extend(
-    model: LoadedModel, model_bytes: int, rows: Sequence[int], slots: int
-) -> tuple[int, ...]:
-    """Return `rows` and what agrees with them of larger row counts, to hold `slots`.
+def widest(slots: int) -> int:
+    """Return the most rows of a step for so many slots: whole groups of 4."""
+    return -(-slots // 4) * 4
+
+
+def extend(model: LoadedModel, model_bytes: int, found: Calibration, slots: int) -> Calibration:
+    """Return what was found with larger row counts that agree too, to hold `slots`.
 
     Args:
         model: The loaded model.
         model_bytes: The size of its file, which decides how much is tried.
-        rows: The row counts that agree.
+        found: What was found before, with rows that agree.
         slots: How many answers are to be written at once.
 
     Raises:
         ConfigError: There is no room for the probes.
         ServerFault: llama.cpp failed.
     """
-    known = max(rows)
-    top = -(-slots // 4) * 4
-    more = [count for count in range(known // 4 * 4 + 4, top + 1, 4) if count not in rows]
+    known, top = max(found.rows), widest(slots)
+    more = [count for count in range(4, top + 1, 4) if count > max(*found.tried, known)]
     if not more:
-        return tuple(rows)
+        return replace(found, wider_tried=top)
     large = model_bytes > LARGE_MODEL_BYTES
-    probes = _Probes(model, top + 2, longest=280 if large else 530)
+    probes = _Probes(model, top + 2, longest=_longest(model_bytes))
     try:
-        found = {count: probes.signature(count) for count in (known, *more)}
-        same = [n for n in more if agreeing({known: found[known], n: found[n]}) == (known, n)]
+        gave = {count: probes.signature(count) for count in (known, *more)}
+        same = [n for n in more if agreeing({known: gave[known], n: gave[n]}) == (known, n)]
         steps = _LARGE_MODEL_STEPS if large else _STEPS
         steady: tuple[int, ...] = ()
         while same and known not in (steady := probes.hold_on((known, *same), steps)):
             same.pop()  # all are compared with the most rows, so it may be these that differ
     finally:
         probes.close()
-    return (*rows, *(n for n in same if n in steady))
+    return replace(found, wider=tuple(n for n in same if n in steady), wider_tried=top)
 
 
 class _Probes:

@@ -22,7 +22,7 @@ from scheduler.backends.batched_sequences import Counts, Sequences
 from scheduler.backends.llama_library import ABORTED, LoadedModel
 from scheduler.backends.llama_prompt import Prompt
 from scheduler.backends.native_model import AnswerStopped
-from scheduler.errors import AttemptError, ServerFault
+from scheduler.errors import ServerFault
 from scheduler.types import Message
 
 
@@ -174,7 +174,7 @@ class BatchedEngine:
                 writer = AnswerWriter(
                     self._model, job.prompt, request.sampling, job.seed, request.schema
                 )
-            except AttemptError as exc:
+            except Exception as exc:  # noqa: BLE001 - its own failure, not its neighbours'
                 job.settle(exc)
                 continue
             prompt = job.prompt

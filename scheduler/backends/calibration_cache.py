@@ -22,6 +22,9 @@ from scheduler.backends.batched_cuts import Grain
 from scheduler.backends.native_model import NativeSpec, uses_flash_attention
 from scheduler.canonical import canonical_json
 
+ARITHMETIC_VARIABLES = ("GGML_", "OMP_", "CUDA_", "HIP_", "HSA_")
+"""How the names of variables begin that change how llama.cpp computes."""
+
 
 class CalibrationCache:
     """One calibration's file.
@@ -48,6 +51,8 @@ class CalibrationCache:
                 tried=tuple(data["tried"]),
                 comparisons=data["comparisons"],
                 grain=None if data["grain"] is None else Grain(**data["grain"]),
+                wider=tuple(data["wider"]),
+                wider_tried=data["wider_tried"],
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -62,6 +67,8 @@ class CalibrationCache:
             "tried": found.tried,
             "comparisons": found.comparisons,
             "grain": found.facts()["grain"],
+            "wider": found.wider,
+            "wider_tried": found.wider_tried,
         }
         partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         with suppress(OSError):
@@ -85,12 +92,10 @@ def identity(lib: Any, spec: NativeSpec, model_sha256: str) -> dict[str, Any]:
         "version": CALIBRATION_VERSION,
         "model_sha256": model_sha256,
         "llama_cpp_python": lib.__version__,
-        "library": _library(Path(lib.__file__).parent),
+        "library": _library(lib),
         "instruction_sets": lib.llama_print_system_info().decode("utf-8", "replace"),
         "processor": processor(),
-        "environment": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith("GGML_")
-        },
+        "environment": arithmetic_variables(),
         "n_threads": spec.n_threads,
         "n_gpu_layers": spec.n_gpu_layers,
         "flash_attention": uses_flash_attention(lib, spec),
@@ -126,18 +131,39 @@ def cache_folder() -> Path:
     return Path(base) / "swarm-inference" / "calibration"
 
 
-def _library(folder: Path) -> list[str]:
-    """Return names, sizes and times of the compiled libraries."""
-    files = sorted(path for path in folder.glob("lib/*") if path.is_file())
+def arithmetic_variables() -> dict[str, str]:
+    """Return the environment's variables that may choose kernels, threads or devices."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ARITHMETIC_VARIABLES)
+    }
+
+
+def _library(lib: Any) -> list[str]:
+    """Return names, sizes and times of the compiled libraries, wherever they were loaded from."""
+    loaded = getattr(getattr(lib.llama_cpp, "_lib", None), "_name", None)
+    folder = Path(loaded).parent if loaded else Path(lib.__file__).parent / "lib"
+    files = sorted(path for path in folder.glob("*") if path.is_file() and _is_library(path))
     return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+
+
+def _is_library(path: Path) -> bool:
+    return any(f".{ending}" in path.name for ending in ("so", "dylib", "dll"))
 
 
 def _makes_sense(found: Calibration) -> bool:
     numbers = [*found.rows, *found.tried, found.comparisons]
     if found.grain is not None:
         numbers += [found.grain.step, found.grain.shortest]
+    wider = all(
+        type(rows) is int and max(found.rows, default=0) < rows <= found.wider_tried
+        for rows in found.wider
+    )
     return (
-        found.level in ("invariant", "repeatable")
+        wider
+        and type(found.wider_tried) is int
+        and found.level in ("invariant", "repeatable")
         and all(type(number) is int and number > 0 for number in numbers)
         and set(found.rows) <= set(found.tried)
         and bool(found.rows) == (found.level == "invariant")

@@ -16,12 +16,13 @@ from typing import Any
 import anyio
 
 from scheduler.backends.base import RawAnswer
-from scheduler.backends.batched_calibration import Calibration, calibrate, extend
+from scheduler.backends.batched_calibration import Calibration, calibrate, extend, probes_need
 from scheduler.backends.batched_engine import BatchedEngine
 from scheduler.backends.batched_job import Job
 from scheduler.backends.calibration_cache import CalibrationCache, identity, processor
 from scheduler.backends.llama_library import LoadedModel
 from scheduler.backends.llama_memory import (
+    SPARE_SEQUENCES,
     USUAL_ROWS,
     MemoryNeed,
     memory_need,
@@ -76,11 +77,15 @@ class Opening:
 
     def need(self, slots: int, rows: Collection[int]) -> MemoryNeed:
         """Return the memory that `slots` answers at once take."""
+        return self.need_of(sequences_for(slots, rows))
+
+    def need_of(self, sequences: int) -> MemoryNeed:
+        """Return the memory that so many sequences take."""
         return memory_need(
             self.header,
             self.spec.n_ctx,
             self.spec.n_gpu_layers,
-            sequences=sequences_for(slots, rows),
+            sequences=sequences,
             flash_attention=uses_flash_attention(import_llama_cpp(), self.spec),
         )
 
@@ -119,9 +124,20 @@ def open_batched(opening: Opening) -> Opened:
     spec = opening.spec
     cache = CalibrationCache(identity(lib, spec, opening.model_sha256), opening.cache_folder)
     found = cache.read()
+    if opening.header.has_experts:
+        why = "which kernel its experts take depends on what else is in a step"
+        return _locked(opening, LoadedModel(lib, spec), why)
+    if found is None and not _can_calibrate(opening):
+        return _locked(opening, LoadedModel(lib, spec), "there is no memory to calibrate it")
     # Before anything is loaded: with the row counts that are known, or those that are usual.
     if _slots_that_fit(opening, found.rows if found else USUAL_ROWS, loaded=False) is None:
         return _locked(opening, LoadedModel(lib, spec), "there is no memory for more sequences")
+    most = lib.llama_max_parallel_sequences() - SPARE_SEQUENCES
+    if opening.slots != "auto" and opening.slots > most:
+        raise ConfigError(
+            f"scheduler.slots is {opening.slots}, but llama.cpp keeps at most {most} answers "
+            "apart; lower scheduler.slots"
+        )
     model = LoadedModel(lib, spec)
     try:
         if not model.is_plain:
@@ -131,6 +147,9 @@ def open_batched(opening: Opening) -> Opened:
             cache.write(found)
         if max(found.rows, default=1) == 1 and not opening.must:
             return _locked(opening, model, "no steps of several rows agree on this machine")
+        if opening.slots != "auto" and found.rows_for(opening.slots) is None:
+            found = extend(model, opening.header.bytes, found, opening.slots)
+            cache.write(found)
         return _batched(opening, model, found)
     except BaseException:
         model.close()
@@ -142,8 +161,8 @@ def _batched(opening: Opening, model: LoadedModel, found: Calibration) -> Opened
     if not rows:
         # One at a time follows from the plan; who shares a step follows from the clock as well.
         opening = replace(opening, slots=1)
-    elif opening.slots != "auto" and opening.slots > max(rows) > 1:
-        rows = extend(model, opening.header.bytes, rows, opening.slots)
+    elif opening.slots != "auto":
+        rows = found.rows_for(opening.slots) or rows
     slots = _slots_that_fit(opening, rows, loaded=True)
     if slots is None:
         return _locked(opening, model, "there is no memory for more sequences")
@@ -204,6 +223,14 @@ def _slots_that_fit(opening: Opening, rows: Collection[int], *, loaded: bool) ->
         "lower scheduler.slots or n_ctx, take a smaller model or quantization, set "
         "backend.engine to locked, or free memory",
     )
+
+
+def _can_calibrate(opening: Opening) -> bool:
+    """Whether there is memory for the sequences that a calibration compares."""
+    sequences, tokens = probes_need(opening.header.bytes)
+    need = replace(opening, spec=replace(opening.spec, n_ctx=tokens)).need_of(sequences)
+    available = opening.available()
+    return available is None or need.total <= available
 
 
 def _calibrated(opening: Opening, model: LoadedModel) -> Calibration:

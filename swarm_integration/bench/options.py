@@ -247,7 +247,7 @@ def _check_package(module: str, why: str, extra: str) -> None:
     if find_spec(module) is None:
         raise ConfigError(
             f"{module} is not installed, and {why}. "
-            f'Type: pip install "swarm-inference-scheduler[{extra}]"'
+            f'Install it with: pip install "swarm-inference-scheduler[{extra}]"'
         )
 
 

@@ -135,7 +135,7 @@ def show(tables: Sequence[Table], stream: TextIO) -> None:
     except ImportError as exc:
         raise ConfigError(
             "the tables need rich, which is not installed. "
-            'Type: pip install "swarm-inference-scheduler[report]", or add --json'
+            'Install it with: pip install "swarm-inference-scheduler[report]", or add --json'
         ) from exc
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:

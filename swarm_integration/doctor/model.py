@@ -9,7 +9,7 @@ from pathlib import Path
 from scheduler.backends.llama_memory import available_bytes, memory_need
 from scheduler.errors import ConfigError
 from scheduler.gguf_file import GgufHeader, read_gguf_header
-from scheduler.server_command import UNPROVEN_WEIGHTS
+from scheduler.server_command import unproven
 from swarm_integration.doctor.findings import Finding
 
 GET_MODEL = "./scripts/llama-server-setup.sh download; or swarm-inference make-model"
@@ -54,12 +54,12 @@ def check_model(use: ModelUse) -> Iterator[Finding]:
     yield from _context(check, header, use)
     if use.context is not None:
         yield _memory(check, header, use, use.context)
-    if use.invariant and header.quantization in UNPROVEN_WEIGHTS:
+    if use.invariant and (found := unproven(header)):
         yield Finding(
             check,
             "error",
-            f"server_profile invariant was measured not to hold for {header.quantization} weights",
-            "take a Q8_0 or Q4_K_M file; or set determinism.server_profile to fast",
+            f"server_profile invariant was measured not to hold for {found}",
+            "take a Q8_0 or Q4_K_M file without experts; or set determinism.server_profile to fast",
         )
 
 

@@ -34,7 +34,7 @@ def png_of(summary: Summary) -> bytes:
     except ImportError as exc:
         raise ConfigError(
             "--png needs matplotlib, which is not installed. "
-            'Type: pip install "swarm-inference-scheduler[report]"'
+            'Install it with: pip install "swarm-inference-scheduler[report]"'
         ) from exc
     if not summary.run.log.tries:
         raise ConfigError(f"--png: the log of {summary.name} has no requests to draw")

@@ -41,7 +41,7 @@ def _console(stream: TextIO) -> Console:
     except ImportError as exc:
         raise ConfigError(
             "the report in the terminal needs rich, which is not installed. "
-            'Type: pip install "swarm-inference-scheduler[report]", or add --json'
+            'Install it with: pip install "swarm-inference-scheduler[report]", or add --json'
         ) from exc
     # Nothing that a run directory holds is taken for rich's own mark-up.
     console = Console(file=stream, markup=False, highlight=False, emoji=False)

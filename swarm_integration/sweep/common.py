@@ -42,7 +42,7 @@ async def common_of(
         rehearsals = list(plan.rehearsals.values())
         common = await start_common(plan.config.inference, rehearsals, folder.runs, log, parts)
         for name, rehearsal in plan.rehearsals.items():
-            point = name if len(plan.rehearsals) > 1 else ""
+            point = f"the point {name}" if len(plan.rehearsals) > 1 else ""
             answering = await _fitting(plan, point, rehearsal, common, log)
             for run in plan.runs:
                 if run.point.name == name and run not in todo:
@@ -80,7 +80,7 @@ async def _fitting(
         await check_fitness(rehearsal, fleet, instructions, slots)
         infos = {key: await backend.start() for key, backend in fleet.backends.items()}
     except (AttemptError, BackendUnavailable, FitnessError) as exc:
-        raise FitnessError(f"{name}: {exc}" if name else str(exc)) from exc
+        raise FitnessError(f"{name} can't be served: {exc}" if name else str(exc)) from exc
     finally:
         for backend in fleet.backends.values():
             if backend not in shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -21,15 +22,17 @@ import pytest
 from scheduler.backends.base import BackendInfo, RawAnswer
 from scheduler.backends.calibration_cache import CalibrationCache, identity
 from scheduler.backends.llama_inproc import LlamaInprocBackend
+from scheduler.backends.llama_memory import memory_need
 from scheduler.certification import follows_plan
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
 from scheduler.errors import ConfigError, ConnectionFailed, ContextExceeded, RequestRejected
-from scheduler.gguf_file import file_sha256
+from scheduler.gguf_file import file_sha256, read_gguf_header
 from scheduler.seeds import request_seed
 from scheduler.types import FinishReason, Message, OutputSchema, Request, Sampling
 from tests.inproc.conftest import TYPES
 from tests.inproc.fixed_prompts import ACT, endless_request, fixed_request, mixed_request
+from tests.mixture import write_mixture
 
 if importlib.util.find_spec("llama_cpp") is None and os.environ.get("REQUIRE_LLAMA_CPP") != "1":
     pytest.skip("llama-cpp-python is not installed", allow_module_level=True)
@@ -526,6 +529,22 @@ async def test_auto_takes_the_locked_engine_where_nothing_agrees(
     assert (await backend.generate(fixed_request(1), seed=1, slot=0)).text
 
 
+async def test_a_mixture_of_experts_answers_one_after_the_other(
+    batched: Batched, tmp_path: Path
+) -> None:
+    """Which kernel an expert takes depends on how many rows of a step ask it."""
+    model, log = write_mixture(tmp_path / "m.gguf"), Log()
+    backend = await batched(model, 4, engine="auto", log=log)
+    info = await backend.start()
+    assert (info.facts["engine"], info.slots, info.serial) == ("locked", 1, True)
+    [(event, fields)] = log.events
+    assert event == "engine.locked"
+    assert "experts" in fields["why"]
+    assert (await backend.generate(fixed_request(1), seed=1, slot=0)).text
+    with pytest.raises(ConfigError, match="can't be batched: which kernel its experts take"):
+        await batched(model, 4)
+
+
 async def test_where_nothing_agrees_one_is_answered_after_the_other(
     batched: Batched, model: Path, tmp_path: Path
 ) -> None:
@@ -578,7 +597,60 @@ async def test_slots_that_do_not_fit_into_memory_are_refused_before_loading(
         await batched(model, 10**6, engine=engine, n_ctx=8192)
 
 
+async def test_more_slots_than_llama_cpp_keeps_apart_are_refused(
+    batched: Batched, model: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"scheduler.slots is 253, .* at most 252"):
+        await batched(model, 253, n_ctx=256)
+
+
+async def test_a_calibration_that_does_not_fit_into_memory_is_left_out(
+    batched: Batched, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its probes take more than one slot with a short context does."""
+    header, log = read_gguf_header(model), Log()
+    needs = (
+        memory_need(header, 512, sequences=5).total,
+        memory_need(header, 554, sequences=18).total,
+    )
+    assert needs[0] < needs[1]
+    monkeypatch.setattr("scheduler.backends.llama_opening.available_bytes", lambda: sum(needs) // 2)
+    backend = await batched(model, 1, engine="auto", n_ctx=512, cache_folder=tmp_path, log=log)
+    assert (await backend.start()).facts["engine"] == "locked"
+    assert log.events == [
+        ("engine.locked", {"model": model.name, "why": "there is no memory to calibrate it"})
+    ]
+
+
+async def test_larger_steps_are_looked_for_once(
+    batched: Batched, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = await batched(model, 20, n_ctx=512, cache_folder=tmp_path)
+    facts = (await backend.start()).facts
+    monkeypatch.delattr("scheduler.backends.llama_batched.extend")
+    for slots in (20, 18, 4):
+        again = await batched(model, slots, n_ctx=512, cache_folder=tmp_path)
+        assert (await again.start()).facts["calibration"] == facts["calibration"]
+    with pytest.raises(NameError):
+        await batched(model, 21, n_ctx=512, cache_folder=tmp_path)
+
+
 # What goes wrong
+
+
+async def test_a_question_that_can_not_begin_does_not_touch_its_neighbours(
+    batched: Batched, model: Path, alone: dict[str, dict[int, str]]
+) -> None:
+    backend = await batched(model, 4)
+    wrong = replace(fixed_request(1), sampling=replace(Sampling(0.8, 8), top_k=1.5))  # type: ignore[arg-type]
+
+    async def fails() -> None:
+        with anyio.fail_after(30), pytest.raises(ctypes.ArgumentError):
+            await backend.generate(wrong, seed=1, slot=0)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fails)
+        assert await texts_of(backend, range(3)) == {n: alone["Q4_K_M"][n] for n in range(3)}
 
 
 async def test_a_refused_question_does_not_touch_its_neighbours(

@@ -76,7 +76,7 @@ def test_serve_on_a_taken_port_says_so_and_what_to_type(
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["serve", "--model", str(demo_model), "--port", str(port)]) == 1
+        assert main(["serve", "--model", str(demo_model), "--port", str(port)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert f"error: can't listen on 127.0.0.1:{port}" in lines
     assert any(line.startswith("  type: stop what uses it, or take another") for line in lines)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import gguf
 import httpx
 import pytest
 
@@ -181,7 +182,11 @@ async def test_a_broken_model_is_an_error_with_the_end_of_the_log(
     wheel: ServerBinary, tmp_path: Path
 ) -> None:
     model = tmp_path / "broken.gguf"
-    model.write_bytes(b"GGUF" + bytes(range(64)))
+    writer = gguf.GGUFWriter(model, "of-no-kind-that-llama.cpp-knows")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     server = ManagedServer(ServerSpec(model, 1, 256), binary=wheel, log_path=tmp_path / "log")
     with pytest.raises(ServerError, match=r"(?s)exited with status 1 .*failed to load model"):
         await server.start()

@@ -489,6 +489,24 @@ def test_script_of_upstream_is_an_error_and_fix_puts_ours_back(
 
 
 @posix
+def test_commands_say_that_swarm_is_missing(tmp_path: Path) -> None:
+    bare = make_environment(tmp_path / "venv", without=("llama_cpp", "swarm_safety"))
+    next((tmp_path / "venv").glob("lib/python*/site-packages/swarm")).unlink()
+    scenario = write_scenario(tmp_path / "s.yaml", [llm(2)])
+    wanted = "swarm-inference-scheduler[swarm]"
+    for words in (
+        ("swarm", "run", scenario, "--inference-scheduler", "batch"),
+        ("swarm", "sweep", scenario, "--seeds", "1-2"),
+        ("swarm", "run", scenario),
+        ("swarm", "--help"),
+    ):
+        done = bare.run(*words, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert wanted in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@posix
 def test_missing_script_is_put_back_and_a_foreign_one_is_left_alone(
     environment: Environment, tmp_path: Path
 ) -> None:

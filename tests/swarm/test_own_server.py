@@ -58,10 +58,11 @@ def test_demo_that_can_not_run_says_so_and_prints_no_facts(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_SERVER", "/nowhere/llama-server")
-    assert main(["demo", "--run-dir", "shown", "--json"]) != 0
+    assert main(["demo", "--run-dir", "shown", "--json"]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert "/nowhere/llama-server" in err
+    assert "About the model" not in err
 
 
 def serve(model: Path, *words: object) -> int:
