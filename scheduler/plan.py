@@ -2,8 +2,10 @@
 
 Requests are planned in windows (at most `max_batch`, in order of arrival), the next one when
 nothing of the last can run now. Requests with a common prompt prefix stay together, since a
-slot that has just read the prefix need not read it again (`places.py`), and the longest work
-starts first, since what starts last ends last. No clock, no I/O, no randomness.
+slot that has just read the prefix need not read it again (`places.py`). In a group the longest
+work starts first, since what starts last ends last; how long it will be is known roughly, so what
+is about as long stands by its text, and neighbours share more than the prefix. No clock, no I/O,
+no randomness.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ PREFILL_CHARS_PER_DECODE_TOKEN = 40
 A measure for ordering only: 1,000 tokens/s of prefill against 100 of decode at
 four characters a token.
 """
+
+ALIKE = 2
+"""Works that differ by no more than this factor count as equally long: `max_tokens` is a bound."""
 
 
 def cost(request: Request) -> int:
@@ -69,10 +74,27 @@ class Plan(Generic[T]):
             return sum(cost(self._request_of(item)) for item in items)
 
         for name, items in sorted(grouped.items(), key=lambda entry: -work(entry[1])):
-            longest_first = sorted(items, key=lambda item: -cost(self._request_of(item)))
-            self._groups.setdefault(name, OrderedDict()).update(dict.fromkeys(longest_first))
+            planned = self._ordered(items)
+            self._groups.setdefault(name, OrderedDict()).update(dict.fromkeys(planned))
             self._waiting[name] = len(self._groups[name])
             self._size += len(items)
+
+    def _ordered(self, items: Iterable[T]) -> list[T]:
+        """Return items in tiers, those with the most work first; within a tier by their text."""
+        ordered: list[T] = []
+        tier: list[T] = []
+        most = 0
+        for item in sorted(items, key=lambda item: -cost(self._request_of(item))):
+            work = cost(self._request_of(item))
+            if work * ALIKE < most:
+                ordered += sorted(tier, key=self._text)
+                tier, most = [], 0
+            most = most or work
+            tier.append(item)
+        return ordered + sorted(tier, key=self._text)
+
+    def _text(self, item: T) -> tuple[str, ...]:
+        return tuple(message.content for message in self._request_of(item).messages)
 
     def take(self, group: str) -> T:
         """Remove and return the item of `group` that should run next.
