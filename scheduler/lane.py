@@ -102,12 +102,13 @@ class Lane:
         self.batches = 0
         self.queue: FairQueue[Tenant, Entry] = FairQueue(config.queue_limit, _tenant_of)
         self._max_batch = config.max_batch
-        self._plan: Plan[Entry] = Plan(request_of=_request_of)
+        copies = None if config.prefix_copies == "auto" else config.prefix_copies
+        self._plan: Plan[Entry] = Plan(request_of=_request_of, by_text=1 in (self.slots, copies))
         self._returning: OrderedDict[Entry, None] = OrderedDict()
         self._places = Places(
             self.slots,
             backend if isinstance(backend, Placement) else None,
-            copies=None if config.prefix_copies == "auto" else config.prefix_copies,
+            copies=copies,
         )
         self._held: Counter[Tenant] = Counter()
         self._windows: Counter[Tenant] = Counter()

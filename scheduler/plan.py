@@ -3,9 +3,9 @@
 Requests are planned in windows (at most `max_batch`, in order of arrival), the next one when
 nothing of the last can run now. Requests with a common prompt prefix stay together, since a
 slot that has just read the prefix need not read it again (`places.py`). In a group the longest
-work starts first, since what starts last ends last; how long it will be is known roughly, so what
-is about as long stands by its text, and neighbours share more than the prefix. No clock, no I/O,
-no randomness.
+work starts first, since what starts last ends last. Where one slot alone answers a group, that
+makes no difference, and requests stand by their text, so that neighbours share more than the
+prefix. No clock, no I/O, no randomness.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ A measure for ordering only: 1,000 tokens/s of prefill against 100 of decode at
 four characters a token.
 """
 
-ALIKE = 2
-"""Works that differ by no more than this factor count as equally long: `max_tokens` is a bound."""
-
 
 def cost(request: Request) -> int:
     """Return how much work `request` is at most, in prompt characters."""
@@ -43,10 +40,18 @@ class Plan(Generic[T]):
     Args:
         window: What is planned first, in order of arrival.
         request_of: The request behind an item.
+        by_text: Whether one slot at a time answers a group, so that its order may follow the texts.
     """
 
-    def __init__(self, window: Iterable[T] = (), *, request_of: Callable[[T], Request]) -> None:
+    def __init__(
+        self,
+        window: Iterable[T] = (),
+        *,
+        request_of: Callable[[T], Request],
+        by_text: bool = False,
+    ) -> None:
         self._request_of = request_of
+        self._by_text = by_text
         self._groups: dict[str, OrderedDict[T, None]] = {}
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._size = 0
@@ -74,27 +79,17 @@ class Plan(Generic[T]):
             return sum(cost(self._request_of(item)) for item in items)
 
         for name, items in sorted(grouped.items(), key=lambda entry: -work(entry[1])):
-            planned = self._ordered(items)
+            planned = sorted(items, key=self._key)
             self._groups.setdefault(name, OrderedDict()).update(dict.fromkeys(planned))
             self._waiting[name] = len(self._groups[name])
             self._size += len(items)
 
-    def _ordered(self, items: Iterable[T]) -> list[T]:
-        """Return items in tiers, those with the most work first; within a tier by their text."""
-        ordered: list[T] = []
-        tier: list[T] = []
-        most = 0
-        for item in sorted(items, key=lambda item: -cost(self._request_of(item))):
-            work = cost(self._request_of(item))
-            if work * ALIKE < most:
-                ordered += sorted(tier, key=self._text)
-                tier, most = [], 0
-            most = most or work
-            tier.append(item)
-        return ordered + sorted(tier, key=self._text)
-
-    def _text(self, item: T) -> tuple[str, ...]:
-        return tuple(message.content for message in self._request_of(item).messages)
+    def _key(self, item: T) -> tuple[int | str, ...]:
+        """Return by what the items of a group are ordered, the first one lowest."""
+        request = self._request_of(item)
+        if self._by_text:
+            return tuple(message.content for message in request.messages)
+        return (-cost(request),)
 
     def take(self, group: str) -> T:
         """Remove and return the item of `group` that should run next.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 
 from scheduler.backends.base import BackendInfo
@@ -10,6 +13,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.lane import Entry, Lane
 from scheduler.step import Step
+from scheduler.types import Sampling
 from tests.questions import question
 from tests.tenants import TENANT
 
@@ -66,6 +70,24 @@ async def test_a_slot_keeps_its_prefix_group() -> None:
     assert lane.assign() == [made[3]]
     lane.release(made[3])
     assert lane.assign() == [made[1]]
+
+
+@pytest.mark.parametrize(
+    ("slots", "copies", "by_text"),
+    [(1, "auto", True), (2, 1, True), (2, "auto", False), (2, 2, False)],
+)
+async def test_where_one_slot_alone_answers_a_group_it_stands_by_its_text(
+    slots: int, copies: int | Literal["auto"], by_text: bool
+) -> None:
+    config = SchedulerConfig(slots=slots, prefix_copies=copies)
+    info = BackendInfo("fake", slots, None, "")
+    lane = Lane("here", FakeBackend(slots), info, config)
+    long = replace(question(1, prefix_group="a"), sampling=Sampling(max_tokens=999))
+    asked = [long, question(0, prefix_group="a")]
+    step = Step(asked)
+    for request in asked:
+        lane.queue.put(Entry(request, step, TENANT, 0.0))
+    assert lane.assign()[0].request is asked[1 if by_text else 0]
 
 
 async def test_a_slot_that_has_read_another_prefix_holds_the_first_no_more() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.plan import ALIKE, PREFILL_CHARS_PER_DECODE_TOKEN, Plan, cost
+from scheduler.plan import PREFILL_CHARS_PER_DECODE_TOKEN, Plan, cost
 from scheduler.types import Message, Request, Sampling
 from tests.questions import question
 
@@ -57,7 +57,7 @@ def test_each_item_is_taken_once(
         item = plan.take(group)
         window = [r for r in left if r.group == group]
         window = [r for r in window if r.ordinal == min(one.ordinal for one in window)]
-        assert cost(item) * ALIKE >= max(map(cost, window))
+        assert item == next(r for r in window if cost(r) == max(map(cost, window)))
         left.remove(item)
     assert len(plan) == 0
     with pytest.raises(LookupError):
@@ -90,22 +90,18 @@ def test_equal_work_keeps_the_order_of_arrival() -> None:
     assert all_of(plan_of([asked(i, "ba"[i % 2]) for i in range(6)])) == list("024135")
 
 
-def test_what_is_about_as_long_stands_by_its_text() -> None:
+def test_what_one_slot_answers_stands_by_its_text() -> None:
     """So that neighbours share as much of their beginnings as they can."""
     texts = {0: "You are llm_2", 1: "You are llm_10", 2: "You are llm_1", 3: "You are llm_2, rich"}
-    tokens = {0: 100, 1: 150, 2: 90, 3: 40}
+    tokens = {0: 100, 1: 150, 2: 90, 3: 400}
     window = [
         replace(asked(n, "a", tokens[n]), messages=(Message("system", "S"), Message("user", text)))
         for n, text in texts.items()
     ]
-    assert all_of(plan_of(window)) == ["2", "1", "0", "3"]
-    assert all_of(plan_of(window[::-1])) == ["2", "1", "0", "3"]
-
-
-def test_work_that_is_twice_as_long_goes_first_and_equal_texts_stay_as_they_came() -> None:
-    same = (Message("user", "x"),)
-    window = [replace(asked(n, "a", 50 * (n % 2 * 2 + 1)), messages=same) for n in range(6)]
-    assert all_of(plan_of(window)) == list("135024")
+    for order in (window, window[::-1]):
+        plan = Plan(order, request_of=lambda request: request, by_text=True)
+        assert all_of(plan) == ["2", "1", "0", "3"]
+        assert all_of(plan_of(order)) == ["3", "1", "0", "2"]
 
 
 def test_what_is_planned_already_comes_before_a_later_window() -> None:

@@ -23,6 +23,10 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+_POSSIBLE_SHARE = 1.2
+"""An oracle takes more for granted than a server needs, but not by more than this."""
+
+
 def speed_table(case: Case, rows: Sequence[Row]) -> Table:
     """Return the table of one workload's ways."""
     head = (
@@ -51,6 +55,10 @@ def speed_table(case: Case, rows: Sequence[Row]) -> Table:
         f"({', '.join(row.way for row in rows if row.build == build)})"
         for build, instructions in builds
     ]
+    if any((row.oracle_share or 0.0) > _POSSIBLE_SHARE for row in rows):
+        notes.append(
+            "A share this far above 100 % means that the machine was busy while rates were measured."
+        )
     kinds = " + ".join(f"{count} {kind}" for kind, count in case.rounds)
     title = (
         f"{case.agents} agents, layout {case.layout}: {case.requests} requests ({kinds}), "

@@ -102,6 +102,14 @@ def test_a_table_says_which_builds_were_compared() -> None:
     assert "two builds of llama.cpp" in text
 
 
+def test_a_share_that_can_not_be_is_remarked_on() -> None:
+    for seconds, remarked in ((7, False), (5, True)):
+        one = case()
+        one.served["e"] = [served(seconds)]
+        one.measured["rates-server"] = [measured("e", 8, 600)]
+        assert ("the machine was busy" in markdown([speed_table(one, rows(one))])) == remarked
+
+
 def test_markdown_has_the_cells_of_the_terminal() -> None:
     one = case()
     one.served["e"] = [served(10)]
