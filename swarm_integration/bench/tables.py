@@ -57,7 +57,7 @@ def speed_table(case: Case, rows: Sequence[Row]) -> Table:
     ]
     if any((row.oracle_share or 0.0) > _POSSIBLE_SHARE for row in rows):
         notes.append(
-            "A share this far above 100 % means that the machine was busy while rates were measured."
+            "A share so far above 100 % means that the machine was busy while rates were measured."
         )
     kinds = " + ".join(f"{count} {kind}" for kind, count in case.rounds)
     title = (
