@@ -333,6 +333,8 @@ def test_a_kept_calibration_is_the_one_that_was_found(tmp_path: Path) -> None:
         {"wider": [24], "wider_tried": 20},
         {"wider": ["20"], "wider_tried": 20},
         {"wider_tried": None},
+        {"wider": [24], "wider_tried": None},
+        {"wider": [24], "wider_tried": 24, "rows": ["8"]},
     ],
 )
 def test_a_damaged_calibration_counts_as_none(tmp_path: Path, damage: dict[str, Any]) -> None:

@@ -156,15 +156,14 @@ def _makes_sense(found: Calibration) -> bool:
     numbers = [*found.rows, *found.tried, found.comparisons]
     if found.grain is not None:
         numbers += [found.grain.step, found.grain.shortest]
-    wider = all(
-        type(rows) is int and max(found.rows, default=0) < rows <= found.wider_tried
-        for rows in found.wider
-    )
     return (
-        wider
-        and type(found.wider_tried) is int
+        type(found.wider_tried) is int
         and found.level in ("invariant", "repeatable")
         and all(type(number) is int and number > 0 for number in numbers)
         and set(found.rows) <= set(found.tried)
         and bool(found.rows) == (found.level == "invariant")
+        and all(
+            type(rows) is int and max(found.rows, default=0) < rows <= found.wider_tried
+            for rows in found.wider
+        )
     )

@@ -25,6 +25,7 @@ from scheduler.backends.llama_memory import (
     SPARE_SEQUENCES,
     USUAL_ROWS,
     MemoryNeed,
+    check_memory,
     memory_need,
     sequences_for,
     too_large,
@@ -126,12 +127,12 @@ def open_batched(opening: Opening) -> Opened:
     found = cache.read()
     if opening.header.has_experts:
         why = "which kernel its experts take depends on what else is in a step"
-        return _locked(opening, LoadedModel(lib, spec), why)
+        return _locked_from_file(opening, why)
     if found is None and not _can_calibrate(opening):
-        return _locked(opening, LoadedModel(lib, spec), "there is no memory to calibrate it")
+        return _locked_from_file(opening, "there is no memory to calibrate it")
     # Before anything is loaded: with the row counts that are known, or those that are usual.
     if _slots_that_fit(opening, found.rows if found else USUAL_ROWS, loaded=False) is None:
-        return _locked(opening, LoadedModel(lib, spec), "there is no memory for more sequences")
+        return _locked_from_file(opening, "there is no memory for more sequences")
     most = lib.llama_max_parallel_sequences() - SPARE_SEQUENCES
     if opening.slots != "auto" and opening.slots > most:
         raise ConfigError(
@@ -178,6 +179,25 @@ def _batched(opening: Opening, model: LoadedModel, found: Calibration) -> Opened
         "sequence_bytes": need.sequence,
     }
     return Opened(engine, None, slots, not rows, facts)
+
+
+def _locked_from_file(opening: Opening, why: str) -> Opened:
+    """Load the model for the locked engine, which takes less memory than the batched one.
+
+    Raises:
+        ConfigError: It does not fit either, or it must be the batched one.
+    """
+    lib, spec = import_llama_cpp(), opening.spec
+    if not opening.must:
+        flash = uses_flash_attention(lib, spec)
+        check_memory(
+            opening.header,
+            spec.n_ctx,
+            spec.n_gpu_layers,
+            opening.available(),
+            flash_attention=flash,
+        )
+    return _locked(opening, LoadedModel(lib, spec), why)
 
 
 def _locked(opening: Opening, model: LoadedModel, why: str) -> Opened:

@@ -530,7 +530,7 @@ async def test_auto_takes_the_locked_engine_where_nothing_agrees(
 
 
 async def test_a_mixture_of_experts_answers_one_after_the_other(
-    batched: Batched, tmp_path: Path
+    batched: Batched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which kernel an expert takes depends on how many rows of a step ask it."""
     model, log = write_mixture(tmp_path / "m.gguf"), Log()
@@ -543,6 +543,9 @@ async def test_a_mixture_of_experts_answers_one_after_the_other(
     assert (await backend.generate(fixed_request(1), seed=1, slot=0)).text
     with pytest.raises(ConfigError, match="can't be batched: which kernel its experts take"):
         await batched(model, 4)
+    monkeypatch.setattr("scheduler.backends.llama_opening.available_bytes", lambda: 1 << 20)
+    with pytest.raises(ConfigError, match=r"needs about .*lower n_ctx"):
+        await batched(model, 4, engine="auto")
 
 
 async def test_where_nothing_agrees_one_is_answered_after_the_other(

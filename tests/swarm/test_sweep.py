@@ -348,14 +348,19 @@ def test_a_resumed_sweep_must_have_the_same_simulation(
     assert "repairs was []" in capsys.readouterr().err
 
 
+def sweep_on(server: ScriptedServer) -> None:
+    """Run a sweep of two seeds that `server` answers."""
+    server.on(CHAT, *[Reply(answer_body(POST))] * 500)
+    address = {"kind": "llama_server", "base_url": server.base_url, "ready_timeout_s": 0.5}
+    write_config(Path("server.yaml"), backend=address)
+    assert swarm(*sweep(config="server.yaml", seeds="5-6")) == 0
+
+
 def test_what_answered_the_finished_runs_answers_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with ScriptedServer() as server:
-        server.on(CHAT, *[Reply(answer_body(POST))] * 500)
-        address = {"kind": "llama_server", "base_url": server.base_url, "ready_timeout_s": 0.5}
-        write_config(Path("server.yaml"), backend=address)
-        assert swarm(*sweep(config="server.yaml", seeds="5-6")) == 0
+        sweep_on(server)
         before = said_of_the_sweep()
         assert swarm(*sweep("--resume", seeds="5-7")) == 2  # of the fake backend
         told = capsys.readouterr().err
@@ -372,10 +377,7 @@ def test_what_answered_the_finished_runs_answers_the_others(
 
 def test_a_resume_that_can_not_start_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ScriptedServer() as server:
-        server.on(CHAT, *[Reply(answer_body(POST))] * 500)
-        address = {"kind": "llama_server", "base_url": server.base_url, "ready_timeout_s": 0.5}
-        write_config(Path("server.yaml"), backend=address)
-        assert swarm(*sweep(config="server.yaml", seeds="5-6")) == 0
+        sweep_on(server)
     before = said_of_the_sweep()
     assert swarm(*sweep("--resume", config="server.yaml", seeds="5-20")) == 2
     assert "could be reached" in capsys.readouterr().err
