@@ -28,8 +28,8 @@ Made by `python scripts/configuration_doc.py` from the configuration models.
 
 A YAML file is given with `swarm run ... --inference-config FILE`. The command line
 (`--slots`, `--max-batch`) beats the file, the file beats the defaults. Unknown keys,
-wrong types and impossible combinations are errors that name the key, the value and
-what is allowed; nothing is started then. Examples are in `configs/`.
+a key given twice, wrong types and impossible combinations are errors that name the key, the
+value and what is allowed; nothing is started then. Examples are in `configs/`.
 """
 
 

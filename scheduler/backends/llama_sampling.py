@@ -24,6 +24,9 @@ from scheduler.types import OutputSchema, Sampling
 MOST_GRAMMARS = 64
 """How many compiled grammars are kept."""
 
+NO_PENALTIES = (1.0, 0.0, 0.0)
+"""Penalties for repeating, by frequency and by presence, that change no score."""
+
 
 class Grammars:
     """Compiled grammars by their schema's fingerprint.
@@ -178,6 +181,7 @@ class TokenPicker:
         self._scores = scores
         self._grammar = grammar
         self._chain = _chain(lib, scores.count, sampling, seed)
+        self._remembers = _penalties(sampling) != NO_PENALTIES
         for token in prompt[-PENALTY_TOKENS:]:
             lib.llama_sampler_accept(self._chain, token)
 
@@ -194,8 +198,8 @@ class TokenPicker:
         """
         if self._grammar is None or not held:
             return int(self._lib.llama_sampler_sample(self._chain, context, row))
-        token = self._scores.draw(context, row, [self._chain])
         # Masking the whole vocabulary is slow, and mostly the first draw is allowed.
+        token = self._first(context, row)
         if not self._scores.allows(self._grammar, token):
             token = self._scores.draw_held(context, row, self._grammar, self._chain)
             if token < 0:
@@ -203,6 +207,13 @@ class TokenPicker:
         self._lib.llama_sampler_accept(self._grammar, token)
         self._lib.llama_sampler_accept(self._chain, token)
         return token
+
+    def _first(self, context: Any, row: int) -> int:
+        """Draw a token that the grammar has not seen; it does not count as drawn yet."""
+        if self._remembers:
+            return self._scores.draw(context, row, [self._chain])
+        # In C throughout. It counts the token as drawn, which only penalties would notice.
+        return int(self._lib.llama_sampler_sample(self._chain, context, row))
 
     def close(self) -> None:
         """Free the samplers; may be called twice."""
@@ -213,13 +224,17 @@ class TokenPicker:
                 self._lib.llama_sampler_free(sampler)
 
 
+def _penalties(sampling: Sampling) -> tuple[float, float, float]:
+    return (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+
+
 def _chain(lib: Any, vocabulary_size: int, sampling: Sampling, seed: int) -> Any:
     params = lib.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = lib.llama_sampler_chain_init(params)
-    penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+    penalties = _penalties(sampling)
     samplers = []
-    if penalties != (1.0, 0.0, 0.0):
+    if penalties != NO_PENALTIES:
         samplers.append(
             lib.llama_sampler_init_penalties(vocabulary_size, PENALTY_TOKENS, *penalties)
         )

@@ -98,3 +98,34 @@ def test_the_quick_way_draws_what_the_slow_one_does(
             picker.close()
     if schema is ACT:
         assert asked < steps * model.vocabulary_size / 2
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_refused_draw_leaves_no_trace_but_its_random_number(
+    model: LoadedModel, context: Context, temperature: float, penalty: float
+) -> None:
+    sampling = Sampling(temperature, 40, repeat_penalty=penalty)
+    refused = 0
+    for seed in range(4):
+        context.keep(0, 0)
+        context.read([7 + seed] * 16, 0, 0)
+        picker, plain = (
+            TokenPicker(llama_cpp, model.scores, sampling, seed, model.grammars.copy_of(ACT), [1])
+            for _ in range(2)
+        )
+        for position in range(16, 56):
+            first = model.scores.draw(context.pointer, -1, [plain._chain])
+            if first not in allowed(model, plain._grammar):
+                refused += 1
+                both = [plain._grammar, plain._chain]
+                first = model.scores.draw(context.pointer, -1, both)
+            llama_cpp.llama_sampler_accept(plain._grammar, first)
+            llama_cpp.llama_sampler_accept(plain._chain, first)
+            assert picker.pick(context.pointer, -1, held=True) == first
+            if model.ends(first):
+                break
+            context.read([first], position, 0)
+        picker.close()
+        plain.close()
+    assert refused

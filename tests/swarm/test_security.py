@@ -118,6 +118,25 @@ def test_ordinary_aliases_are_read() -> None:
     assert load_yaml("") is None
 
 
+@pytest.mark.parametrize("twice", ["a: 1\nb:\n  c: 1\n  c: 1\n", "{b: 2, a: {c: 1, c: 2}}"])
+def test_a_key_that_stands_twice_is_refused(twice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(yaml.YAMLError, match=r"the key 'c' in line \d was given in line \d before"):
+        load_yaml(twice)
+    scenario = write_scenario(Path("s.yaml"), [llm()])
+    Path("c.yaml").write_text("scheduler:\n  slots: 2\n  max_batch: 8\n  slots: 4\n")
+    assert swarm("run", scenario, *BATCH, "--inference-config", "c.yaml") == 2
+    assert "the key 'slots' in line 4 was given in line 2 before" in capsys.readouterr().err
+    Path("s.yaml").write_text(f"{Path(scenario).read_text()}\nagents: [{{type: honest}}]\n")
+    assert swarm("run", "s.yaml", *BATCH) == 2
+    assert "the key 'agents'" in capsys.readouterr().err
+    assert load_yaml("a: &a {b: 1}\nc: {<<: *a, <<: {d: 2}, '1': 3, 1: 4}")["c"] == {
+        "b": 1,
+        "d": 2,
+        "1": 3,
+        1: 4,
+    }
+
+
 def test_a_long_wrong_value_is_quoted_in_part(capsys: pytest.CaptureFixture[str]) -> None:
     scenario = write_scenario(Path("s.yaml"), [llm()])
     Path("c.yaml").write_text(f"backend: [{', '.join(['x'] * 10_000)}]\n")
