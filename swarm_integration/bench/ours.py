@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from scheduler.backends.base import Backend
+from scheduler.backends.base import Backend, RawAnswer
 from scheduler.backends.native_model import import_llama_cpp
 from scheduler.engine import Scheduler
 from scheduler.journal import Journal
@@ -20,7 +21,7 @@ from swarm_integration.bench.library import NativeClock, endless
 from swarm_integration.bench.servers import ServerView, config_of, rehearsal_of, server_of
 from swarm_integration.bench.turns import TIMEOUT_S, WARM_UP, Served, Turn
 from swarm_integration.bench.usage import cpu, peak_bytes
-from swarm_integration.bench.workload import Question, Workload
+from swarm_integration.bench.workload import Place, Question, Workload
 from swarm_integration.managed import with_prefix_copies
 from swarm_integration.rundir import JOURNAL, LOG, SERVER_LOG
 from swarm_integration.scenario import Rehearsal
@@ -93,6 +94,31 @@ class _LibraryMeter:
         return inproc_build(self._lib)
 
 
+class _AsRecorded:
+    """A backend whose answers get the recorded lengths, which the scheduler does not know.
+
+    Args:
+        backend: The backend of a run.
+        lengths: Tokens of each answer.
+    """
+
+    def __init__(self, backend: Backend, lengths: Mapping[Place, int]) -> None:
+        self._backend = backend
+        self._lengths = lengths
+        self.start = backend.start
+        self.wait_ready = backend.wait_ready
+        self.count_prompt_tokens = backend.count_prompt_tokens
+        self.aclose = backend.aclose
+
+    async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
+        place = (request.agent_id, request.epoch, request.step, request.kind, request.ordinal)
+        sampling = request.sampling
+        sampling = replace(sampling, max_tokens=self._lengths.get(place, sampling.max_tokens))
+        return await self._backend.generate(
+            replace(request, sampling=sampling), seed=seed, slot=slot
+        )
+
+
 async def _serve(
     turn: Turn,
     workload: Workload,
@@ -103,12 +129,14 @@ async def _serve(
     folder, rehearsal = Path(turn.folder), rehearsal_of(turn, workload)
     fleet, log = _mustered(turn, workload, rehearsal, server, stack)
     settings = with_prefix_copies(config_of(turn), rehearsal, server)
-    for each in fleet.backends.values():
+    lengths = {question.place: question.output_tokens for question in workload.questions}
+    backends = {name: _AsRecorded(each, lengths) for name, each in fleet.backends.items()}
+    for each in backends.values():
         await stack.enter_async_context(aclosing(each))
     journal = await stack.enter_async_context(aclosing(Journal(folder / JOURNAL, log=log)))
     await journal.open()
-    async with Scheduler(fleet.backends, settings, log=log, journal=journal) as scheduler:
-        await meter.warm_up(fleet.backends.values())
+    async with Scheduler(backends, settings, log=log, journal=journal) as scheduler:
+        await meter.warm_up(backends.values())
         rounds = [[_request(fleet, question) for question in one] for one in workload.rounds]
         before, used = meter.read(), cpu(meter.pid)
         began = time.perf_counter()

@@ -42,6 +42,9 @@ SEED = 42
 _FORMAT = 1
 
 
+Place = tuple[str, int, int, str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A prompt, and how many tokens its answer has.
@@ -68,8 +71,16 @@ class Question:
     messages: tuple[Message, ...]
     output_tokens: int
 
+    @property
+    def place(self) -> Place:
+        """Where in the run it is asked; no other question has the same."""
+        return (self.agent_id, self.epoch, self.step, self.kind, self.ordinal)
+
     def request(self, *, backend: str, model: str, timeout_s: float) -> Request:
-        """Return it as the scheduler takes it; no schema, the same on every way."""
+        """Return it as a run's scheduler takes it, without a schema.
+
+        Its `max_tokens` are the agent's: how long an answer gets, nobody knows beforehand.
+        """
         return Request(
             agent_id=self.agent_id,
             messages=self.messages,
@@ -77,7 +88,7 @@ class Question:
             step=self.step,
             kind=self.kind,
             ordinal=self.ordinal,
-            sampling=Sampling(temperature=TEMPERATURE, max_tokens=self.output_tokens),
+            sampling=Sampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS),
             base_seed=self.base_seed,
             backend=backend,
             model=model,
