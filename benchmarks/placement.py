@@ -2,11 +2,12 @@
 
     python benchmarks/placement.py [--agents 12] [--steps 8] [--slots N ...] [--json FILE]
 
-The prompts of a real SWARM run go through the real lane (queue, plan, slots); the server's time is
-reckoned: an iteration reads what prompts are new in their slots, and writes one token for each
-answer under way, at the given prices. No clock and no model, so the same numbers on every
-machine. A token of a prompt is a word or a mark. Prices: `cpu`, as seen on two cores with a model
-of 100M parameters, and `gpu`, where reading costs next to nothing.
+The prompts of a real SWARM run go through the real lane (queue, plan, slots), which does not know
+how long answers get. The server's time is reckoned: an iteration reads what prompts are new in
+their slots, and writes one token for each answer under way, at the given prices. No clock and no
+model, so the same numbers on every machine. A token of a prompt is a word or a mark. Prices: `cpu`,
+as seen on two cores with a model of 100M parameters, and `gpu`, where reading costs next to
+nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.lane import Entry, Lane
 from scheduler.step import Step
 from scheduler.types import Request
-from swarm_integration.bench.workload import record
+from swarm_integration.bench.workload import MAX_TOKENS, Place, Question, place_of, record
 
 BATCH = 2048
 LINE = (
@@ -72,6 +73,7 @@ class Server:
     """What is reckoned of a server: the time, and what its slots hold."""
 
     price: Price
+    lengths: Mapping[Place, int]
     ms: float = 0.0
     computed: int = 0
     held: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -83,7 +85,8 @@ class Server:
         shared = min(shared_length(self.held.get(slot, ()), tokens), len(tokens) - 1)
         self.computed += len(tokens) - shared
         self.held[slot] = tokens
-        self.active[slot] = Answer(entry, len(tokens) - shared, entry.request.sampling.max_tokens)
+        length = self.lengths[place_of(entry.request)]
+        self.active[slot] = Answer(entry, len(tokens) - shared, length)
 
     def iterate(self) -> list[Entry]:
         """Do one iteration, and return the requests whose answers end with it."""
@@ -118,15 +121,16 @@ def tokens_of(request: Request) -> tuple[int, ...]:
 
 
 async def play(
-    rounds: Iterable[Sequence[Request]], price: Price, slots: int, copies: int
+    rounds: Sequence[Sequence[Question]], price: Price, slots: int, copies: int
 ) -> dict[str, float]:
     """Put all rounds through a lane and return what the server would have done."""
     config = SchedulerConfig(slots=slots, max_batch=64, prefix_copies=copies)
     lane = Lane("reckoned", FakeBackend(slots), BackendInfo("fake", slots, None, ""), config)
-    server, tenant = Server(price), Nobody()
+    lengths = {question.place: question.output_tokens for one in rounds for question in one}
+    server, tenant = Server(price, lengths), Nobody()
     reusable = prompt_tokens = 0
     seen: list[tuple[int, ...]] = []
-    for requests in rounds:
+    for requests in map(asked, rounds):
         step = Step(requests)
         for request in requests:
             lane.queue.put(Entry(request, step, tenant, 0.0))
@@ -144,9 +148,19 @@ async def play(
             "reused_share": (prompt_tokens - server.computed) / reusable}  # fmt: skip
 
 
-async def measure(rounds: list[list[Request]], slots: Sequence[int]) -> list[dict[str, Any]]:
+def asked(questions: Sequence[Question]) -> list[Request]:
+    """Return questions as a run asks them, which does not know how long an answer gets."""
+    return [
+        each.request(backend="reckoned", model="", timeout_s=3600.0, max_tokens=MAX_TOKENS)
+        for each in questions
+    ]
+
+
+async def measure(
+    rounds: Sequence[Sequence[Question]], slots: Sequence[int]
+) -> list[dict[str, Any]]:
     """Reckon all prices, numbers of slots and limits."""
-    prefixes = len({request.group for one in rounds for request in one})
+    prefixes = len({request.group for one in rounds for request in asked(one)})
     rows: list[dict[str, Any]] = []
     for name, price in PRICES.items():
         for count in slots:
@@ -166,11 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workload = record(options.agents, options.steps, "upstream", Path(folder))
-    rounds = [
-        [question.request(backend="reckoned", model="", timeout_s=3600.0) for question in one]
-        for one in workload.rounds
-    ]
-    rows = anyio.run(measure, rounds, options.slots)
+    rows = anyio.run(measure, workload.rounds, options.slots)
     print(f"{options.agents} agents, {options.steps} steps, {len(workload.questions)} requests")
     print("price slots copies  seconds  computed    prompt  reused of what any prompt before had")
     for row in rows:

@@ -21,7 +21,7 @@ from swarm_integration.bench.library import NativeClock, endless
 from swarm_integration.bench.servers import ServerView, config_of, rehearsal_of, server_of
 from swarm_integration.bench.turns import TIMEOUT_S, WARM_UP, Served, Turn
 from swarm_integration.bench.usage import cpu, peak_bytes
-from swarm_integration.bench.workload import Place, Question, Workload
+from swarm_integration.bench.workload import MAX_TOKENS, Place, Question, Workload, place_of
 from swarm_integration.managed import with_prefix_copies
 from swarm_integration.rundir import JOURNAL, LOG, SERVER_LOG
 from swarm_integration.scenario import Rehearsal
@@ -111,9 +111,9 @@ class _AsRecorded:
         self.aclose = backend.aclose
 
     async def generate(self, request: Request, *, seed: int, slot: int) -> RawAnswer:
-        place = (request.agent_id, request.epoch, request.step, request.kind, request.ordinal)
         sampling = request.sampling
-        sampling = replace(sampling, max_tokens=self._lengths.get(place, sampling.max_tokens))
+        length = self._lengths.get(place_of(request), sampling.max_tokens)
+        sampling = replace(sampling, max_tokens=length)
         return await self._backend.generate(
             replace(request, sampling=sampling), seed=seed, slot=slot
         )
@@ -188,7 +188,12 @@ def _mustered(
 
 def _request(fleet: Fleet, question: Question) -> Request:
     service = fleet.services[question.agent_id]
-    return question.request(backend=service.backend, model=service.model, timeout_s=TIMEOUT_S)
+    return question.request(
+        backend=service.backend,
+        model=service.model,
+        timeout_s=TIMEOUT_S,
+        max_tokens=MAX_TOKENS,
+    )
 
 
 N = TypeVar("N", int, float)

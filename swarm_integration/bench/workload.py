@@ -45,6 +45,11 @@ _FORMAT = 1
 Place = tuple[str, int, int, str, int]
 
 
+def place_of(request: Request) -> Place:
+    """Return where in the run a request is asked, as `Question.place`."""
+    return (request.agent_id, request.epoch, request.step, request.kind, request.ordinal)
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A prompt, and how many tokens its answer has.
@@ -76,10 +81,17 @@ class Question:
         """Where in the run it is asked; no other question has the same."""
         return (self.agent_id, self.epoch, self.step, self.kind, self.ordinal)
 
-    def request(self, *, backend: str, model: str, timeout_s: float) -> Request:
-        """Return it as a run's scheduler takes it, without a schema.
+    def request(
+        self, *, backend: str, model: str, timeout_s: float, max_tokens: int | None = None
+    ) -> Request:
+        """Return it as a scheduler takes it, without a schema.
 
-        Its `max_tokens` are the agent's: how long an answer gets, nobody knows beforehand.
+        Args:
+            backend: The backend's name.
+            model: The model's name.
+            timeout_s: Seconds for one attempt.
+            max_tokens: Most tokens of the answer; None takes the recorded number. In a run it is
+                the agent's `MAX_TOKENS`: nobody knows beforehand how long an answer gets.
         """
         return Request(
             agent_id=self.agent_id,
@@ -88,7 +100,7 @@ class Question:
             step=self.step,
             kind=self.kind,
             ordinal=self.ordinal,
-            sampling=Sampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS),
+            sampling=Sampling(TEMPERATURE, max_tokens or self.output_tokens),
             base_seed=self.base_seed,
             backend=backend,
             model=model,

@@ -15,6 +15,7 @@ from swarm_integration.bench.workload import (
     PERSONAS,
     Workload,
     load_workload,
+    place_of,
     record,
     scenario_of,
 )
@@ -100,11 +101,14 @@ def test_a_scenario_has_all_its_agents(agents: int) -> None:
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_a_request_carries_the_question_but_neither_schema_nor_length(recorded: Workload) -> None:
+def test_a_request_carries_the_question_and_no_schema(recorded: Workload) -> None:
     question = recorded.questions[0]
     request = question.request(backend="default", model="bench", timeout_s=9.0)
     assert request.schema is None
-    assert request.sampling.max_tokens == MAX_TOKENS > question.output_tokens
+    assert request.sampling.max_tokens == question.output_tokens < MAX_TOKENS
+    longer = question.request(backend="", model="", timeout_s=9.0, max_tokens=MAX_TOKENS)
+    assert longer.sampling.max_tokens == MAX_TOKENS
+    assert place_of(longer) == question.place
     assert request.messages == question.messages
     assert len({each.place for each in recorded.questions}) == len(recorded.questions)
     assert (request.agent_id, request.kind) == (question.agent_id, question.kind)
