@@ -30,8 +30,11 @@ _MENDABLE = frozenset(
 )
 """Keys of an agent that decide how its model is reached, not what it is asked."""
 
+_MOST_TOLD = 3
+"""How many differences a message names."""
 
-def identity(
+
+def asked_for(
     *,
     scenario: Path,
     epochs: int,
@@ -39,13 +42,9 @@ def identity(
     seed: int | None,
     mode: str,
     config: InferenceConfig,
-    services: Mapping[str, Service],
-    backends: Mapping[str, BackendInfo],
     repairs: Sequence[str],
-    memory_sha256: str | None,
-    server: ManagedServer | None = None,
 ) -> dict[str, Any]:
-    """Return all that a run's answers follow from, as plain data.
+    """Return the part of an identity that is known before anything is started.
 
     Args:
         scenario: The scenario's file.
@@ -54,11 +53,7 @@ def identity(
         seed: The run's seed.
         mode: `batch` or `serial`.
         config: The effective configuration.
-        services: Who answers each LLM agent.
-        backends: What the backends said at their start, by name.
         repairs: What was made reproducible.
-        memory_sha256: The sha256 of the graph memory that the run began with.
-        server: The run's own server, as it was started.
     """
     return {
         "versions": versions(),
@@ -72,8 +67,6 @@ def identity(
         "full_ids": config.actions.full_ids,
         "max_reasks": config.scheduler.max_reasks,
         "repairs": list(repairs),
-        "memory_sha256": memory_sha256,
-        **answerers(config, services, backends, server),
     }
 
 
@@ -148,24 +141,64 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_same(before: Any, now: dict[str, Any], path: Path) -> None:
+def check_same(before: Any, now: Mapping[str, Any], path: Path) -> None:
     """Check that the run in `path` goes on as what it was.
 
     Args:
         before: The earlier attempt's identity; None when it ended before it had one.
-        now: This attempt's.
+        now: This attempt's, or what is known of it yet.
         path: The run's directory.
 
     Raises:
         ConfigError: It would not; the message names what differs.
     """
-    found = [] if before is None else list(differences(before, now))
-    if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    told = "" if before is None else explained(before, now)
+    if told:
         raise ConfigError(
             f"the run in {path} can't be resumed, since its answers would not fit together: "
-            f"{'; '.join(found[:3])}{more}. Put that back as it was, or start a new run"
+            f"{told}. Put that back as it was, or start a new run"
         )
+
+
+def explained(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs, in words; nothing where all is the same.
+
+    Args:
+        before: An identity.
+        now: Another one, or a part of one, which is compared with the same part of `before`.
+    """
+    then, here = (_plain({key: each.get(key) for key in now}) for each in (before, now))
+    others = _other_models(then.get("agents") or {}, here.get("agents") or {})
+    found = [*others, *differences(then, here)]
+    more = f" and {len(found) - _MOST_TOLD} more" if len(found) > _MOST_TOLD else ""
+    return "; ".join(found[:_MOST_TOLD]) + more
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy as JSON has it."""
+    copied: dict[str, Any] = json.loads(json.dumps(data))
+    return copied
+
+
+def _other_models(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Yield which agents another model answers, and take all models out."""
+    agents: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(before.keys() & now.keys()):
+        old, new = before[name].pop("model", {}), now[name].pop("model", {})
+        if old != new:
+            length = 12 if _told(old) == _told(new) else 0  # of a fingerprint, when that is all
+            agents.setdefault((_told(old, length), _told(new, length)), []).append(name)
+    for (old, new), names in agents.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        yield f"the model of {', '.join(names[:2])}{more} was {old}, is {new}"
+
+
+def _told(model: Mapping[str, str], length: int = 0) -> str:
+    build = f"build {model['build']}, " if model.get("build") else ""
+    what = f"{model.get('model')!r} ({build}kind {model.get('kind')})"
+    return (
+        f"{what} with the fingerprint {model.get('fingerprint', '')[:length]}" if length else what
+    )
 
 
 def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:

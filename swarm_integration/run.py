@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from swarm_integration.agents import LlmAgents
 from swarm_integration.compat import Simulation
 from swarm_integration.config import InferenceConfig
 from swarm_integration.driver import Driver, Mode
-from swarm_integration.identity import check_same, identity
+from swarm_integration.identity import asked_for, check_same
 from swarm_integration.idle import SimulationLoop
 from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
 from swarm_integration.live import watching
@@ -261,7 +261,7 @@ def open_run(options: RunOptions, place: Place | None = None) -> Iterator[Run]:
     path = options.run_dir or default_run_dir(scenario.scenario_id, options.overrides["seed"])
     with (
         _endpoint_of(options, place) as endpoint,
-        RunDirectory(path, resume=options.resume) as directory,
+        _directory_of(options, path) as directory,
         recorded_end(directory, hint=place is None),
     ):
         directory.log = endpoint.listening(directory.log)
@@ -272,6 +272,17 @@ def open_run(options: RunOptions, place: Place | None = None) -> Iterator[Run]:
                 yield from _opened(options, scenario, directory, parts, runner, endpoint, there)
             finally:
                 there.run(parts.aclose())
+
+
+@contextmanager
+def _directory_of(options: RunOptions, path: Path) -> Iterator[RunDirectory]:
+    directory = RunDirectory(path, resume=options.resume)
+    try:
+        with directory:
+            yield directory
+    finally:
+        if options.run_dir is None:  # nobody asked for this one
+            directory.remove_unbegun()
 
 
 def _endpoint_of(options: RunOptions, place: Place | None) -> AbstractContextManager[Endpoint]:
@@ -296,29 +307,30 @@ def _opened(
         directory.path, None if memory is None else Path(memory), earlier=directory.earlier
     )
     directory.update_manifest(state="starting", **manifest.facts(options, scenario))
-    started = place.run(start(config, rehearsal, directory, parts, place.common))
     reproducible = make_reproducible(options, scenario)
-    now = identity(
+    known = asked_for(
         scenario=options.scenario,
         epochs=scenario.orchestrator_config.n_epochs,
         steps_per_epoch=scenario.orchestrator_config.steps_per_epoch,
         seed=rehearsal.seed,
         mode=options.mode,
         config=config,
-        services=started.fleet.services,
-        backends=started.infos,
         repairs=reproducible.repairs if reproducible else (),
-        memory_sha256=outputs.memory_sha256,
-        server=started.server,
     )
-    if directory.earlier is not None:
-        check_same(directory.earlier.get("identity"), now, directory.path)
+    now = {**known, "memory_sha256": outputs.memory_sha256}
+    before = None if directory.earlier is None else directory.earlier.get("identity")
+    check_same(before, now, directory.path)
+
+    def check(answering: Mapping[str, Any]) -> None:
+        check_same(before, {**now, **answering}, directory.path)
+
+    started = place.run(start(config, rehearsal, directory, parts, place.common, check=check))
     directory.begin()
     outputs.begin()
     copies = directory.copy_inputs(options.scenario, manifest.written_configuration(config))
     directory.update_manifest(
         state="running",
-        identity=now,
+        identity={**now, **started.answering},
         copies=copies,
         brought_out=outputs.brought_out,
         **manifest.facts(options, scenario),

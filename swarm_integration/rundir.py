@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
-from os import SEEK_END
+from os import SEEK_END, truncate
 from pathlib import Path
+from shutil import rmtree
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -113,6 +114,7 @@ class RunDirectory:
                 f"run directory {path} is in use by another run. Wait for its end, or use "
                 "another directory"
             )
+        self._log_size = (path / LOG).stat().st_size
         if _is_torn(path / LOG):
             self._log_file.write("\n")
         self.log: EventLog = open_run_log(self._log_file, run=path.name)
@@ -139,9 +141,21 @@ class RunDirectory:
             if exc is not None:  # what could not be written has been said
                 files.enter_context(suppress(RunFilesError))
             files.enter_context(writing(self.path))
-            files.callback(self._log_file.close)
+            files.callback(self._close_log)
             if self._transcript is not None:
                 files.callback(self._transcript.close)
+
+    def _close_log(self) -> None:
+        self._log_file.close()
+        if not self.begun:
+            truncate(self.path / LOG, self._log_size)
+
+    def remove_unbegun(self) -> None:
+        """Remove the directory of an attempt that began nothing and wrote nothing to look into."""
+        if self._transcript is None and not self.resumed:
+            left = {file.name for file in self.path.iterdir()}
+            if left <= {MANIFEST, LOG}:
+                rmtree(self.path, ignore_errors=True)
 
     @property
     def trace_hash(self) -> str:
@@ -190,7 +204,8 @@ class RunDirectory:
     def update_manifest(self, **entries: Any) -> None:
         """Add entries to the manifest and write it, whole or not at all.
 
-        An attempt to resume that is refused leaves the earlier manifest as it was.
+        An attempt to resume that is refused leaves the earlier manifest, and the log, as they
+        were.
         """
         self._manifest.update(entries)
         if not self.begun:

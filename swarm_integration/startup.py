@@ -6,7 +6,7 @@ whatever goes wrong on the way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from scheduler.server_command import default_threads
 from swarm_integration.config import InferenceConfig
 from swarm_integration.errors import FitnessError
 from swarm_integration.fitness import check_fitness, estimated_context
+from swarm_integration.identity import answerers
 from swarm_integration.managed import managed_slots, prompt_prefixes, with_prefix_copies
 from swarm_integration.providers import Endpoint
 from swarm_integration.quoting import quotes
@@ -61,6 +62,8 @@ class Started:
         certified: What is known of the backends' arithmetic, by name; see `quoting.py`.
         restarts: Starts the run's own server again, None without one.
         scheduler: The scheduler's settings, with what follows from the run's own server.
+        server: The run's own server, or None.
+        answering: The part of the run's identity that follows from all this.
     """
 
     fleet: Fleet
@@ -71,6 +74,7 @@ class Started:
     certified: dict[str, dict[str, Any]] = field(default_factory=dict)
     restarts: Restarts | None = None
     server: ManagedServer | None = None
+    answering: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ async def start(
     directory: RunDirectory,
     parts: Parts,
     common: Common | None = None,
+    *,
+    check: Callable[[Mapping[str, Any]], None],
 ) -> Started:
     """Start server, backends and journal; check that the scenario fits.
 
@@ -105,6 +111,8 @@ async def start(
         directory: Where the run writes.
         parts: Is told of what the run must give back.
         common: What others have started and this run shares with them; they give it back.
+        check: Is told what answers (`identity.answerers`) before the journal is opened, and
+            raises where that will not do.
 
     Raises:
         ConfigError: Something does not fit, or a backend is not there.
@@ -134,6 +142,8 @@ async def start(
     except (AttemptError, BackendUnavailable, ServerError) as exc:
         raise FitnessError(str(exc)) from exc
     infos = {name: await backend.start() for name, backend in fleet.backends.items()}
+    answering = answerers(config, fleet.services, infos, common.server)
+    check(answering)
     parts.journal = await _open_journal(config, directory)
     certified = quotes(infos, common.server, config, directory.path)
     scheduler = with_prefix_copies(config, rehearsal, common.server)
@@ -146,6 +156,7 @@ async def start(
         certified,
         common.restarts,
         common.server,
+        answering,
     )
 
 

@@ -1,8 +1,8 @@
-"""What all runs of a sweep share: started, and checked against every point and finished run."""
+"""What all runs of a sweep share: started, and checked against every point and begun run."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,26 +15,22 @@ from swarm_integration.scenario import Rehearsal
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import muster
 from swarm_integration.startup import Common, Parts, start_common
-from swarm_integration.sweep.design import PlannedRun
 from swarm_integration.sweep.folder import Folder
 from swarm_integration.sweep.plan import SweepPlan
 
 
 @asynccontextmanager
-async def common_of(
-    plan: SweepPlan, folder: Folder, todo: Collection[PlannedRun], log: EventLog
-) -> AsyncIterator[Common]:
+async def common_of(plan: SweepPlan, folder: Folder, log: EventLog) -> AsyncIterator[Common]:
     """Start what all runs share, check that every point fits, and give all back at the end.
 
     Args:
         plan: The sweep.
         folder: Where it writes.
-        todo: The runs that are not finished.
         log: The sweep's.
 
     Raises:
         FitnessError: A point does not fit, or a backend is not there.
-        ConfigError: A finished run was answered by something else than this.
+        ConfigError: A run that has begun was answered by something else than this.
     """
     parts = Parts()
     common: Common | None = None
@@ -45,7 +41,7 @@ async def common_of(
             point = f"the point {name}" if len(plan.rehearsals) > 1 else ""
             answering = await _fitting(plan, point, rehearsal, common, log)
             for run in plan.runs:
-                if run.point.name == name and run not in todo:
+                if run.point.name == name:
                     plan.check_answerers(run, folder, answering)
         yield common
     finally:

@@ -16,7 +16,7 @@ import yaml
 
 from scheduler.errors import ConfigError
 from swarm_integration.errors import ScenarioError
-from swarm_integration.identity import differences, scenario_sha256, versions
+from swarm_integration.identity import asked_for, explained
 from swarm_integration.run import RunOptions, make_reproducible
 from swarm_integration.scenario import Rehearsal, load_scenario, rehearse
 from swarm_integration.sweep.design import (
@@ -70,62 +70,56 @@ class SweepPlan:
         """Whether a run has been completed in an earlier attempt.
 
         Raises:
-            ConfigError: It has, but as another one than it would be now.
+            ConfigError: It has, or has begun, but as another one than it would be now.
         """
         found = read_run(folder.of(run))
-        if found["state"] != "completed":
-            return False
-        before = found.get("identity") or {}
-        now = self._identity(run, folder)
-        _check_same(run, folder, {key: before.get(key) for key in now}, now)
-        return True
+        completed: bool = found["state"] == "completed"
+        before = found.get("identity")
+        if completed or before is not None:
+            _check_same(run, folder, before or {}, self._asked_for(run, folder))
+        return completed
 
     def check_answerers(self, run: PlannedRun, folder: Folder, now: Mapping[str, Any]) -> None:
-        """Check that a finished run was answered by what answers the others now.
+        """Check that a run that has begun was answered by what answers the others now.
 
         Args:
-            run: A finished run.
-            folder: Where it is.
+            run: A run, begun or not.
+            folder: Where it would be.
             now: What answers its point (`identity.answerers`), whatever the seed.
 
         Raises:
             ConfigError: It was answered by something else.
         """
-        before = read_run(folder.of(run)).get("identity") or {}
-        found = {key: before.get(key) for key in now}
-        _check_same(run, folder, _without_base_seed(found), _without_base_seed(now))
+        before = read_run(folder.of(run)).get("identity")
+        if before is not None:
+            before = {key: before.get(key) for key in now}
+            _check_same(run, folder, _without_base_seed(before), _without_base_seed(now))
 
-    def _identity(self, run: PlannedRun, folder: Folder) -> dict[str, Any]:
+    def _asked_for(self, run: PlannedRun, folder: Folder) -> dict[str, Any]:
         """Return what is known of a run's identity before its backends are up."""
-        config, scenario = self.config.inference, self.scenarios[run.point.name]
+        scenario = self.scenarios[run.point.name]
         options = self.options(run, folder, resume=True)
         loaded = load_scenario(scenario, options.overrides)
-        length = loaded.orchestrator_config
         reproducible = make_reproducible(options, loaded)
-        return {
-            "versions": versions(),
-            "repairs": list(reproducible.repairs) if reproducible else [],
-            "scenario_sha256": scenario_sha256(scenario),
-            "epochs": length.n_epochs,
-            "steps_per_epoch": length.steps_per_epoch,
-            "seed": run.seed,
-            "mode": self.config.mode,
-            "prompt_layout": config.prompt_layout,
-            "structured_output": config.scheduler.structured_output,
-            "full_ids": config.actions.full_ids,
-            "max_reasks": config.scheduler.max_reasks,
-        }
+        return asked_for(
+            scenario=scenario,
+            epochs=loaded.orchestrator_config.n_epochs,
+            steps_per_epoch=loaded.orchestrator_config.steps_per_epoch,
+            seed=run.seed,
+            mode=self.config.mode,
+            config=self.config.inference,
+            repairs=reproducible.repairs if reproducible else (),
+        )
 
 
 def _check_same(
     run: PlannedRun, folder: Folder, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    wrong = list(differences(before, now))
-    if wrong:
+    if told := explained(before, now):
         raise ConfigError(
             f"the sweep in {folder.runs} can't be resumed, since its run {run.name} was "
-            f"another one: {'; '.join(wrong[:3])}. Put that back as it was, or start a new "
-            "sweep with another --output"
+            f"another one: {told}. Put that back as it was, or start a new sweep with another "
+            "--output"
         )
 
 

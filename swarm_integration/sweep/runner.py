@@ -176,7 +176,7 @@ class SweepRunner:
                 finally:
                     del self._places[run.name]
 
-        async with common_of(plan, self.folder, todo, log) as common:
+        async with common_of(plan, self.folder, log) as common:
             self._begin(plan)
             shared = Shared(loop, common, endpoint)
             self._status.lanes = shared.lanes

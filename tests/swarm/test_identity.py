@@ -10,7 +10,7 @@ import pytest
 from scheduler.config import validate
 from scheduler.server import ManagedServer, ServerSpec
 from swarm_integration.config import InferenceConfig
-from swarm_integration.identity import differences, identity
+from swarm_integration.identity import answerers, asked_for, differences, explained
 from tests.swarm.simulations import llm, write_scenario
 
 MANAGED = {"kind": "llama_server", "managed": True, "model_path": "m.gguf", "threads": 2}
@@ -23,19 +23,17 @@ def identity_with(
     server: ManagedServer | None = None,
 ) -> dict[str, Any]:
     data = {"backend": backend, "determinism": {"server_profile": profile}}
-    return identity(
+    config = validate(InferenceConfig, data, source="test")
+    asked = asked_for(
         scenario=write_scenario(tmp_path / "s.yaml", [llm()]),
         epochs=1,
         steps_per_epoch=1,
         seed=1,
         mode="batch",
-        config=validate(InferenceConfig, data, source="test"),
-        services={},
-        backends={},
+        config=config,
         repairs=(),
-        memory_sha256=None,
-        server=server,
     )
+    return {**asked, **answerers(config, {}, {}, server)}
 
 
 @pytest.mark.parametrize(
@@ -82,3 +80,38 @@ def test_without_a_managed_server_the_profile_does_not_count(tmp_path: Path) -> 
 def test_what_only_one_of_two_runs_has_is_a_difference() -> None:
     assert list(differences({"a": {}}, {"a": {"b": 1}})) == ["a.b was None, is 1"]
     assert list(differences({"a": {"b": 1}}, {"a": {}})) == ["a.b was 1, is None"]
+
+
+def model(kind: str, name: str, build: str, fingerprint: str) -> dict[str, str]:
+    return {"kind": kind, "model": name, "build": build, "fingerprint": fingerprint}
+
+
+def answered_by(one: dict[str, str], agents: int, temperature: float = 1.0) -> dict[str, Any]:
+    each = {"model": one, "sampling": {"temperature": temperature}}
+    return {"seed": 1, "agents": {f"llm_{n}": each for n in range(1, agents + 1)}}
+
+
+def test_agents_of_another_model_are_told_of_once() -> None:
+    fake = answered_by(model("fake", "fake", "1", "a" * 64), 12)
+    server = answered_by(model("llama_server", "demo.gguf", "", "b" * 64), 12, 0.5)
+    assert explained(fake, fake) == ""
+    assert explained(fake, server) == (
+        "the model of llm_1, llm_10 and 10 more was 'fake' (build 1, kind fake), "
+        "is 'demo.gguf' (kind llama_server); "
+        "agents.llm_1.sampling.temperature was 1.0, is 0.5; "
+        "agents.llm_10.sampling.temperature was 1.0, is 0.5 and 10 more"
+    )
+    assert fake["agents"]["llm_1"]["model"]["kind"] == "fake"
+
+
+def test_a_model_of_the_same_name_is_told_by_its_fingerprint() -> None:
+    one, other = (answered_by(model("k", "m", "1", each * 64), 1) for each in "ab")
+    assert explained(one, other) == (
+        "the model of llm_1 was 'm' (build 1, kind k) with the fingerprint aaaaaaaaaaaa, "
+        "is 'm' (build 1, kind k) with the fingerprint bbbbbbbbbbbb"
+    )
+
+
+def test_what_is_not_known_yet_is_no_difference() -> None:
+    assert explained({"seed": 1, "mode": "batch"}, {"mode": "batch"}) == ""
+    assert explained({"seed": 1}, {"mode": "batch"}) == "mode was None, is 'batch'"

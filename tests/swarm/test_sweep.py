@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -365,7 +366,7 @@ def test_what_answered_the_finished_runs_answers_the_others(
         assert swarm(*sweep("--resume", seeds="5-7")) == 2  # of the fake backend
         told = capsys.readouterr().err
         assert "can't be resumed" in told
-        assert "model.kind was 'llama_server', is 'fake'" in told
+        assert "kind llama_server), is 'fake' (build 1, kind fake)" in told
         assert said_of_the_sweep() == before
         assert not (RUNS / NAMES[2]).exists()
         assert swarm(*sweep("--resume", config="server.yaml", seeds="5-7")) == 0
@@ -389,13 +390,32 @@ def test_why_a_run_can_not_go_on_is_in_the_table(capsys: pytest.CaptureFixture[s
     assert swarm(*sweep()) == 0
     path = RUNS / NAMES[1] / "manifest.json"
     data = manifest(path.parent)
-    data |= {"state": "running", "identity": {**data["identity"], "mode": "batch"}}
-    path.write_text(json.dumps(data), encoding="utf-8")
+    path.write_text(json.dumps({**data, "state": "running"}), encoding="utf-8")
+    path.with_name("journal.sqlite3").write_text("no journal " * 99, encoding="utf-8")
     capsys.readouterr()
     assert swarm(*sweep("--resume")) == 1
     told = capsys.readouterr().err
     assert f"{NAMES[1]}  failed" in told
-    assert "mode was 'batch', is 'serial'" in told
+    assert "not a journal, or is damaged" in told
+
+
+def test_what_answered_a_run_that_has_begun_answers_all_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ScriptedServer() as server:
+        sweep_on(server)
+        path = RUNS / "transaction_tax=0.0-seed5" / "manifest.json"
+        for name in sorted(RUNS.iterdir()):  # nothing is finished, and one run has begun
+            if name.is_dir() and name != path.parent:
+                shutil.rmtree(name)
+        path.write_text(json.dumps({**manifest(path.parent), "state": "interrupted"}))
+        before = said_of_the_sweep()
+        assert swarm(*sweep("--resume", seeds="5-6")) == 2  # of the fake backend
+        assert "seed5 was another one" in capsys.readouterr().err
+        assert said_of_the_sweep() == before
+        assert [name.name for name in RUNS.iterdir() if name.is_dir()] == [path.parent.name]
+        assert swarm(*sweep("--resume", config="server.yaml", seeds="5-6")) == 0
+    assert {row["state"] for row in rows()} == {"completed"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
