@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scheduler.backends.base import BackendInfo
-from scheduler.backends.calibration_cache import arithmetic_variables
+from scheduler.backends.native_model import arithmetic_variables
 from scheduler.certification import Certification
 from scheduler.errors import ConfigError
 from scheduler.gguf_file import file_sha256

@@ -29,13 +29,12 @@ from scheduler.backends.batched_rows import (
 )
 from scheduler.backends.calibration_cache import (
     CalibrationCache,
-    arithmetic_variables,
     cache_folder,
     identity,
 )
 from scheduler.backends.llama_memory import sequences_for
 from scheduler.backends.llama_prefix import CHUNK_TOKENS
-from scheduler.backends.native_model import NativeSpec
+from scheduler.backends.native_model import NativeSpec, arithmetic_variables
 
 ROWS = (8, 12, 16)
 

@@ -11,7 +11,10 @@ import pytest
 import scheduler
 
 ROOT = Path(__file__).parent.parent
-SLOW = {"openai", "llama_cpp", "matplotlib", "pandas", "torch"}
+SLOW = {"openai", "llama_cpp", "matplotlib", "pandas", "torch", "numpy"}
+MODULES = ("scheduler", *(f"swarm_integration.{name}" for name in (
+    "run", "demo", "replay", "certificates", "sweep.command", "bench.command", "commands", "cli"
+)))  # fmt: skip
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -23,8 +26,8 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["scheduler", "swarm_integration.run", "swarm_integration.demo"])
-def test_importing_loads_no_client_and_no_library_for_charts(module: str) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_importing_loads_no_client_and_no_library_for_numbers(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
 
 

@@ -19,11 +19,8 @@ from typing import Any
 
 from scheduler.backends.batched_calibration import CALIBRATION_VERSION, Calibration
 from scheduler.backends.batched_cuts import Grain
-from scheduler.backends.native_model import NativeSpec, uses_flash_attention
+from scheduler.backends.native_model import NativeSpec, arithmetic_variables, uses_flash_attention
 from scheduler.canonical import canonical_json
-
-ARITHMETIC_VARIABLES = ("GGML_", "OMP_", "CUDA_", "HIP_", "HSA_")
-"""How the names of variables begin that change how llama.cpp computes."""
 
 
 class CalibrationCache:
@@ -129,15 +126,6 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "swarm-inference" / "calibration"
-
-
-def arithmetic_variables() -> dict[str, str]:
-    """Return the environment's variables that may choose kernels, threads or devices."""
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if name.startswith(ARITHMETIC_VARIABLES)
-    }
 
 
 def _library(lib: Any) -> list[str]:

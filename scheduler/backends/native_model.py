@@ -6,6 +6,7 @@ knows llama.cpp; a test puts a model that misbehaves in its place.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from scheduler.types import Message, OutputSchema, Sampling
 
 PENALTY_TOKENS = 64
 """How many tokens back the penalties look, llama.cpp's own default."""
+
+ARITHMETIC_VARIABLES = ("GGML_", "OMP_", "CUDA_", "HIP_", "HSA_")
+"""How the names of variables begin that change how llama.cpp computes."""
 
 RANDOM_SEED = 0xFFFF_FFFF
 """The seed that means "choose one" to llama.cpp."""
@@ -94,6 +98,15 @@ def load_native(spec: NativeSpec) -> NativeModel:
     from scheduler.backends.llama_native import LlamaModel  # noqa: PLC0415 - needs it too
 
     return LlamaModel(LoadedModel(lib, spec))
+
+
+def arithmetic_variables() -> dict[str, str]:
+    """Return the environment's variables that may choose kernels, threads or devices."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ARITHMETIC_VARIABLES)
+    }
 
 
 def uses_flash_attention(lib: Any, spec: NativeSpec) -> bool:

@@ -24,6 +24,10 @@ from swarm_integration.report.trace import trace_of
 
 REPORT = "report.html"
 COMPARISON = "comparison.html"
+MARKS = {"html": b"<!DOCTYPE html>", "png": b"\x89PNG", "trace": b'"traceEvents"'}
+"""By what a file that a report may replace is known as an earlier one, in its first bytes."""
+
+_OPTIONS = {"html": "output", "png": "png", "trace": "trace"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ def report(options: ReportOptions, stream: TextIO) -> None:
     if not options.as_json:
         terminal.show(summaries, stream)
     written = {}
+    for name, path, _ in contents:
+        _check_free(name, path)
     for name, path, content in contents:
         _write(path, content)
         written[name] = path
@@ -145,6 +151,22 @@ def _contents(
         trace = trace_of([summary.run for summary in summaries])
         contents.append(("trace", options.trace, trace.encode()))
     return contents
+
+
+def _check_free(name: str, path: Path) -> None:
+    """Check that what is at `path`, if anything, is an earlier report and not a run's own file."""
+    if path.is_symlink() or not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            begins = file.read(200)
+    except OSError:
+        return  # that it can't be written will be told
+    if begins and MARKS[name] not in begins:
+        raise ConfigError(
+            f"{path} exists and is something else than what --{_OPTIONS[name]} writes. Give "
+            "another place, or remove it"
+        )
 
 
 def _write(path: Path, content: bytes) -> None:

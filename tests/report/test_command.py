@@ -85,6 +85,19 @@ def test_a_page_that_can_not_be_written_is_an_error(
     assert "can't be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--output", "--png", "--trace"])
+def test_a_runs_own_file_is_not_written_over(
+    option: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    for file in before:
+        assert main(["report", str(run), option, str(file)]) == 2
+        assert f"{file} exists and is something else" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
+    for _ in range(2):  # the second time over its own earlier file
+        assert main(["report", str(run), option, str(tmp_path / "x")]) == 0
+
+
 def test_a_link_in_place_of_the_page_is_replaced_and_not_followed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
