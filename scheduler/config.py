@@ -278,7 +278,9 @@ def validate(model: type[C], data: Mapping[str, Any], *, source: str) -> C:
     try:
         return model.model_validate(data)
     except ValidationError as exc:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(exc, model))) from exc
+        raise ConfigError(
+            f"{source}: {'; '.join(_explain(exc, model))}. See docs/configuration.md"
+        ) from exc
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -215,7 +215,7 @@ wait_until_ready() {
 }
 
 start() {
-    local model="" port=8080 slots=4 ctx=4096 threads="" layers=0 alias="" timeout=120 command about status=0
+    local model="" port=8080 slots=4 ctx=4096 threads="" layers=0 alias="" timeout=120 command about any="" status=0
     while [ $# -gt 0 ]; do
         case "$1" in
             -m | --model) model="${2:-}" ;;
@@ -240,6 +240,7 @@ start() {
     check_count --threads "$threads" 4; check_count --timeout "$timeout" 120
     check --gpu-layers "$layers" '^[0-9]{1,4}$' "a whole number" "--gpu-layers 99"
     [[ "$model" == /* ]] || model="$PWD/$model"
+    [ -e "$model" ] || die "there is no file $model" "get a model: $SELF download"
     [ "$(first_bytes "$model" 4 2>/dev/null)" = GGUF ] || die "$model is not a GGUF file that can be read" "get one: $SELF download"
     find_server
     command=("${SERVER[@]}" --model "$model" --host 127.0.0.1 --port "$port" --parallel "$slots")
@@ -275,8 +276,10 @@ start() {
     wait_until_ready "$timeout"
     echo "ready: http://127.0.0.1:$port/v1 ($slots slots of $ctx tokens, $threads threads, pid $PID, log $LOG)"
     [ "$PWD" = "$ROOT" ] || echo "next: cd '$ROOT'"
-    [ "$port" = 8080 ] || echo "next: write base_url: http://127.0.0.1:$port/v1 into the scenario"
-    echo "next: swarm run scenarios/llm_llama_cpp.yaml --seed 42 --inference-scheduler batch"
+    # The scenario names the recommended model; with this configuration any model will do.
+    [[ "$model" == */"$RECOMMENDED_FILE" || -n "$alias" ]] || any=configs/llama_server.yaml
+    [ "$port" = 8080 ] || echo "next: write base_url: http://127.0.0.1:$port/v1 into ${any:-the scenario}"
+    echo "next: swarm run scenarios/llm_llama_cpp.yaml --seed 42 --inference-scheduler batch${any:+ --inference-config $any}"
 }
 
 stop() {

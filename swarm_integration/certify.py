@@ -93,7 +93,7 @@ def certify_backend(options: CertifyOptions) -> int:
 
 
 async def _measure(config: InferenceConfig, options: CertifyOptions) -> Certificate:
-    progress = _Progress(shown=sys.stderr.isatty())
+    progress = _Progress(in_place=sys.stderr.isatty())
     try:
         async with _opened(config) as (backend, server):
             found: Certification = await certify(
@@ -158,21 +158,25 @@ def _one_agent(config: InferenceConfig) -> Rehearsal:
 
 
 class _Progress:
-    """Counts answers on standard error, where a person looks on.
+    """Counts answers on standard error: in place on a terminal, else in ten lines.
 
     Args:
-        shown: Whether somebody does.
+        in_place: Whether it is a terminal.
     """
 
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
+    def __init__(self, *, in_place: bool) -> None:
+        self._in_place = in_place
         self._open = False
+        self._told = 0
 
     def show(self, done: int, total: int) -> None:
         """Show how far it is."""
-        if self._shown:
+        if self._in_place:
             self._open = True
             print(f"\r{done} of {total} answers", end="", file=sys.stderr, flush=True)
+        elif 10 * done // total > self._told:
+            self._told = 10 * done // total
+            print(f"{done} of {total} answers", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """End the line that was begun."""

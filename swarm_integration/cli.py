@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 _OPTION = "--inference-scheduler"
 
+_ABOUT = """\
+With swarm-inference-scheduler:
+  swarm run SCENARIO --inference-scheduler batch   all agents' prompts of a step together; see
+                                                   swarm run --help
+  swarm sweep BASE --seeds 42-57 --jobs 8          many variants and seeds; see swarm sweep --help
+  swarm-inference --help                           servers, models, reports, replays, measurements
+
+and upstream's own:
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `swarm` command; return its exit code."""
@@ -43,9 +53,12 @@ def _main(given: list[str], *, whole_process: bool) -> int:
                 restart_with_fixed_hash_seed()
             with terminable():
                 return _scheduled_run(given)
+        _check_not_ours(given)
     if given[:1] == ["sweep"]:
         with terminable():
             return _sweep(given, whole_process=whole_process)
+    if not given or {"-h", "--help"} & set(given[:1]):
+        print(_ABOUT, flush=True)
     from swarm_integration import compat
 
     if whole_process:
@@ -54,6 +67,19 @@ def _main(given: list[str], *, whole_process: bool) -> int:
         run=lambda args, cmd_run: cmd_run(args), build=lambda scenario, build: build(scenario)
     ) as upstream:
         return upstream(given)
+
+
+def _check_not_ours(given: list[str]) -> None:
+    """Check that no option is there which upstream does not know."""
+    from scheduler.errors import ConfigError
+
+    ours = set(our_options()._option_string_actions)  # argparse says it nowhere else
+    for word in given:
+        if word.partition("=")[0] in ours - {"--debug"}:
+            raise ConfigError(
+                f"{word.partition('=')[0]} is an option of the inference scheduler, which runs "
+                "only when it is asked for. Add --inference-scheduler batch (or serial)"
+            )
 
 
 def sweep_options() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ which goes into imports, ends it as cleanly as later.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -67,6 +68,15 @@ def _reported(command: Callable[[], int], *, debug: bool, help_command: str) -> 
 
         if debug or not isinstance(exc, SchedulerError | OSError):
             raise
+        if isinstance(exc, BrokenPipeError):
+            return _unheard()
         sys.stdout.flush()
         print(complaint(exc, help_command=help_command), file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(exc, ConfigError) else EXIT_ABORTED
+
+
+def _unheard() -> int:
+    """Whoever read the output has left, as `head` does: end without a word."""
+    # What is still buffered goes nowhere, or Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_ABORTED

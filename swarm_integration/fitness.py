@@ -48,6 +48,8 @@ async def check_fitness(
     fleet: Fleet,
     instructions: Instructions,
     slots: int | Literal["auto"] = "auto",
+    *,
+    managed: bool = False,
 ) -> None:
     """Start every backend and check its slots, context and model.
 
@@ -56,6 +58,7 @@ async def check_fitness(
         fleet: The backends, and whom they serve.
         instructions: How prompts are laid out.
         slots: How many slots each backend must have, as configured.
+        managed: Whether the server is the run's own.
 
     Raises:
         FitnessError: What does not fit, and what to type.
@@ -72,7 +75,14 @@ async def check_fitness(
         if fleet.names_must_match and info.model and info.kind != "llama_inproc":
             _check_model(name, info, served)
         if info.context_per_slot is not None:
-            await _check_context(name, backend, info, served, rehearsal, instructions)
+            need = await _need(backend, served, rehearsal, instructions)
+            if need is not None and need.total > info.context_per_slot:
+                more = _more_context(info, need.total, managed=managed)
+                where = "" if name == "default" else f" of {name}"
+                raise FitnessError(
+                    f"a slot{where} holds {info.context_per_slot} tokens, but {need}. "
+                    f"{more}, or lower {need.lower}"
+                )
 
 
 def _check_model(name: str, info: BackendInfo, served: Mapping[str, Service]) -> None:
@@ -99,20 +109,18 @@ def same_model(wanted: str, served: str) -> bool:
     return bool(plain(wanted)) and plain(served).startswith(plain(wanted))
 
 
-async def _check_context(
-    name: str,
+async def _need(
     backend: Backend,
-    info: BackendInfo,
     served: Mapping[str, Service],
     rehearsal: Rehearsal,
     instructions: Instructions,
-) -> None:
-    context = info.context_per_slot or 0
+) -> _Need | None:
+    """Return what the prompt that needs most needs; None where that can't be told."""
     most: _Need | None = None
     for prompt, messages in _longest(rehearsal, served, instructions):
         tokens = await backend.count_prompt_tokens(messages)
         if tokens is None:
-            return
+            return None
         chars = max(1, sum(len(message.content) for message in messages))
         grown = prompt.growth_chars + instructions.added_chars
         need = _Need(
@@ -124,12 +132,7 @@ async def _check_context(
         )
         if most is None or need.total > most.total:
             most = need
-    if most is not None and most.total > context:
-        lower = "max_tokens of the council's members" if most.quoted else "the agent's max_tokens"
-        raise FitnessError(
-            f"a slot of {name} holds {context} tokens, but {most}. "
-            f"{_more_context(info, most.total)}, or lower {lower}"
-        )
+    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,11 @@ class _Need:
     def total(self) -> int:
         return self.first + self.growth + self.quoted + self.answer
 
+    @property
+    def lower(self) -> str:
+        """What to lower so that it needs less."""
+        return "max_tokens of the council's members" if self.quoted else "the agent's max_tokens"
+
     def __str__(self) -> str:
         quoted = f", answers of others in it {self.quoted}" if self.quoted else ""
         return (
@@ -154,15 +162,20 @@ class _Need:
         )
 
 
-def _more_context(info: BackendInfo, needed: int) -> str:
+def _more_context(info: BackendInfo, needed: int, *, managed: bool) -> str:
     rounded = math.ceil(needed / 256) * 256
+    if managed:
+        return f"Set backend.context_per_slot to {rounded}, or to auto"
     if info.kind == "openai":
         return f"Give it a model with more and set backend.openai.context_per_slot to {rounded}"
     if info.kind == "llama_inproc":
         return f"Set n_ctx of the agent's llm block, or backend.context_per_slot, to {rounded}"
     if info.kind == "fake":
         return f"Set backend.fake.context_per_slot to {rounded}"
-    return f"Start the server with --parallel {info.slots} --ctx-size {rounded * info.slots}"
+    return (
+        f"Start the server with --parallel {info.slots} --ctx-size {rounded * info.slots} "
+        f"(swarm-inference serve: --context-per-slot {rounded})"
+    )
 
 
 def _longest(

@@ -149,7 +149,10 @@ def _completed(directory: Path) -> dict[str, Any]:
     """Return the manifest of a completed run that has all its files."""
     manifest = read_manifest(directory)
     if manifest.get("state") != "completed":
-        raise ConfigError(f"the run in {directory} has not been completed; resume it first")
+        raise ConfigError(
+            f"the run in {directory} has not been completed. Run its command again with --resume "
+            f"--run-dir {directory}"
+        )
     for name in (SCENARIO, CONFIGURATION, TRANSCRIPT, METRICS):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory / name} is missing, so there is nothing to replay from")

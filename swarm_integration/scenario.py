@@ -71,12 +71,19 @@ def load_scenario(path: Path, overrides: Mapping[str, int | None] | None = None)
     if not path.is_file():
         raise ScenarioError(f"scenario {path} is not a file. Give the path of a scenario's YAML")
     try:
-        load_yaml(path.read_text(encoding="utf-8"))  # upstream's own reader knows no limits
+        data = load_yaml(path.read_text(encoding="utf-8"))  # upstream's reader knows no limits
+        if isinstance(data, dict) and {"sweep", "base_scenario"} <= data.keys():
+            raise ScenarioError(
+                f"{path} is no scenario but a sweep of many runs. Type: swarm sweep {path} "
+                "--output results/sweep/"
+            )
         scenario = load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise ScenarioError(f"scenario {path} is not YAML: {_one_line(exc)}") from exc
     except OSError as exc:
         raise ScenarioError(f"scenario {path} can't be read: {exc}") from exc
+    except ScenarioError:
+        raise
     except Exception as exc:  # upstream's loader raises whatever its parsers raise
         raise ScenarioError(f"scenario {path} is not a scenario: {_reason(exc)}") from exc
     if not isinstance(scenario.agent_specs, list) or not scenario.agent_specs:

@@ -138,7 +138,9 @@ async def start(
         )
         shared = [] if alone else list(common.backends.values())
         parts.backends.extend(one for one in fleet.backends.values() if one not in shared)
-        await check_fitness(rehearsal, fleet, instructions, config.scheduler.slots)
+        await check_fitness(
+            rehearsal, fleet, instructions, config.scheduler.slots, managed=config.backend.managed
+        )
     except (AttemptError, BackendUnavailable, ServerError) as exc:
         raise FitnessError(str(exc)) from exc
     infos = {name: await backend.start() for name, backend in fleet.backends.items()}

@@ -73,7 +73,9 @@ async def _fitting(
     )
     shared = common.backends.values()
     try:
-        await check_fitness(rehearsal, fleet, instructions, slots)
+        await check_fitness(
+            rehearsal, fleet, instructions, slots, managed=inference.backend.managed
+        )
         infos = {key: await backend.start() for key, backend in fleet.backends.items()}
     except (AttemptError, BackendUnavailable, FitnessError) as exc:
         raise FitnessError(f"{name} can't be served: {exc}" if name else str(exc)) from exc

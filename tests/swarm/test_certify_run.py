@@ -28,8 +28,14 @@ def fake(tmp_path: Path) -> Path:
 
 
 def test_a_run_on_the_fake_backend_is_one_and_writes_nothing_here(
-    scenario: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+    scenario: Path,
+    fake: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Somebody may have certified this backend before.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     before = sorted(Path().iterdir())
     words = ["--inference-config", str(fake), "--slots", "1,2,3", "--quick", "--json"]
     code = commands.main(["certify", "--run", str(scenario), *words])

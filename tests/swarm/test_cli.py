@@ -85,7 +85,7 @@ def test_slot_too_small_for_quoted_answers_or_a_plan_exits_2_before_anything_is_
     path = write_scenario(tmp_path / "s.yaml", [agent], awm={"enabled": True})
     config = write_config(tmp_path / "c.yaml", backend={**FAKE, "fake": {"context_per_slot": 500}})
     code = swarm("run", path, *BATCH, "--inference-config", config)
-    refused(capsys, code, "a slot of default holds 500 tokens, but ", "context_per_slot to ")
+    refused(capsys, code, "a slot holds 500 tokens, but ", "context_per_slot to ")
     assert manifest(RUN)["transcript_lines"] == 0
 
 
@@ -723,3 +723,36 @@ def test_council_runs_from_the_command_line(fake: Path) -> None:
     path = write_scenario(Path("s.yaml"), [council(3), {"type": "llm", "llm": MODEL}])
     assert swarm("run", path, *BATCH, "--inference-config", fake, "-q") == 0
     assert manifest(RUN)["inference"]["rounds"] >= 3
+
+
+@pytest.mark.parametrize("option", ["--slots", "--inference-config", "--resume"])
+def test_our_options_need_the_scheduler(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert swarm("run", "s.yaml", option, 4) == 2
+    err = capsys.readouterr().err
+    assert f"error: {option} is an option of the inference scheduler" in err
+    assert "type: add --inference-scheduler batch (or serial)" in err
+
+
+def test_the_commands_help_names_what_is_added(capsys: pytest.CaptureFixture[str]) -> None:
+    assert swarm("--help") == 0
+    out = capsys.readouterr().out
+    assert out.index("swarm sweep BASE") < out.index("and upstream's own") < out.index("usage:")
+
+
+def test_a_sweep_is_no_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Path("sweep.yaml")
+    sweep.write_text("base_scenario: s.yaml\nsweep: {parameters: []}\n", encoding="utf-8")
+    assert swarm("run", sweep, "--inference-scheduler", "batch") == 2
+    err = capsys.readouterr().err
+    assert "sweep.yaml is no scenario but a sweep of many runs" in err
+    assert "type: swarm sweep sweep.yaml --output results/sweep/" in err
+
+
+def test_output_that_nobody_reads_ends_without_a_word() -> None:
+    code = "from swarm_integration.cli import main\nraise SystemExit(main(['agents']))"
+    command = [sys.executable, "-c", f"{code}"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")

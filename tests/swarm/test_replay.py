@@ -392,7 +392,7 @@ def test_another_python_is_another_platform() -> None:
 @pytest.mark.parametrize("state", ["running", "aborted", "interrupted", "failed", "starting"])
 def test_an_incomplete_run(state: str, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change_manifest(lambda data: data.update(state=state))
-    refused(capsys, "has not been completed; resume it first")
+    refused(capsys, "again with --resume --run-dir the-run")
 
 
 @pytest.mark.parametrize(
