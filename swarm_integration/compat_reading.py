@@ -59,6 +59,10 @@ class ReadMapping(dict[str, Any]):
         self.whole = True
         return super().values()
 
+    def unwatched(self) -> list[tuple[str, Any]]:
+        """Return all there is, without a trace."""
+        return list(dict.items(self))
+
 
 def watched(data: Any) -> Any:
     """Return data whose mappings remember what is read of them."""

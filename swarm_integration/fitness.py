@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from scheduler.backends.base import Backend, BackendInfo, how_to_get_slots
+from scheduler.server_command import default_threads, physical_cores
 from scheduler.types import Message
 from swarm_integration.agents import Service
 from swarm_integration.compat_prompts import Prompt
@@ -83,6 +84,18 @@ async def check_fitness(
                     f"a slot{where} holds {info.context_per_slot} tokens, but {need}. "
                     f"{more}, or lower {need.lower}"
                 )
+
+
+def crowded(infos: Iterable[BackendInfo]) -> Iterator[str]:
+    """Yield a note of each model in this process that has more threads than there are cores."""
+    cores = physical_cores()
+    for info in infos:
+        threads = info.facts.get("n_threads", 0)
+        if info.kind == "llama_inproc" and threads > cores:
+            yield (
+                f"note: {info.model} has {threads} threads on {cores} physical cores, where they wait "
+                f"for each other by spinning; the default is {default_threads()}, with other bits"
+            )
 
 
 def _check_model(name: str, info: BackendInfo, served: Mapping[str, Service]) -> None:

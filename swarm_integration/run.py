@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,7 @@ from swarm_integration.agents import LlmAgents
 from swarm_integration.compat import Simulation
 from swarm_integration.config import InferenceConfig
 from swarm_integration.driver import Driver, Mode
+from swarm_integration.fitness import crowded
 from swarm_integration.identity import asked_for, check_same
 from swarm_integration.idle import SimulationLoop
 from swarm_integration.interrupts import RunInterrupted, ended_by_ctrl_c
@@ -43,6 +45,7 @@ from swarm_integration.rundir import (
 )
 from swarm_integration.scenario import load_scenario, rehearse
 from swarm_integration.startup import Parts, Started, start
+from swarm_integration.unread import note_of, unread_keys
 
 _SEEDS = 2**31
 
@@ -302,6 +305,8 @@ def _opened(
 ) -> Iterator[Run]:
     config = options.config
     rehearsal = rehearse(options.scenario, options.overrides)
+    # Of runs that share a process, none may change how the others' scenarios are read.
+    unread = _unread(options) if place.common is None else []
     memory = scenario.orchestrator_config.graph_memory_path
     outputs = Outputs(
         directory.path, None if memory is None else Path(memory), earlier=directory.earlier
@@ -325,6 +330,9 @@ def _opened(
         check_same(before, {**now, **answering}, directory.path)
 
     started = place.run(start(config, rehearsal, directory, parts, place.common, check=check))
+    if not options.quiet:
+        for note in crowded(started.infos.values()):
+            print(note, file=sys.stderr)  # noqa: T201  # at once
     directory.begin()
     outputs.begin()
     copies = directory.copy_inputs(options.scenario, manifest.written_configuration(config))
@@ -333,6 +341,7 @@ def _opened(
         identity={**now, **started.answering},
         copies=copies,
         brought_out=outputs.brought_out,
+        unread_keys=unread,
         **manifest.facts(options, scenario),
         **manifest.started_facts(started, reproducible),
         agents=manifest.agent_facts(rehearsal),
@@ -343,6 +352,14 @@ def _opened(
         )
     outputs.finish()
     directory.update_manifest(brought_out=outputs.brought_out)
+
+
+def _unread(options: RunOptions) -> list[str]:
+    """Return the scenario's keys that SWARM does not read, and tell whoever looks on."""
+    found = unread_keys(options.scenario)
+    if found and not options.quiet:
+        print(note_of(options.scenario, found), file=sys.stderr)  # noqa: T201  # at once
+    return found
 
 
 def make_reproducible(options: RunOptions, scenario: Any) -> Reproducible | None:

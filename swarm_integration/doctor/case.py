@@ -138,12 +138,16 @@ class Case:
                     slots=many,
                     sequences=1 if one else sequences_for(many),
                     flash_attention=backend.flash_attention is True,
+                    at_least=slots == "auto" and backend.engine != "locked",
                 )
             )
         elif backend.kind == "auto" and self.chosen is not None:
             configs = [block.agent.llm_config for block in self.chosen.blocks.values()]
             places = {(str(one.model_path), one.n_ctx) for one in configs if _in_process(one)}
-            uses += [ModelUse(Path(path), 1, context) for path, context in sorted(places)]
+            more = slots == "auto" and backend.engine != "locked"
+            uses += [
+                ModelUse(Path(path), 1, context, at_least=more) for path, context in sorted(places)
+            ]
         if self.options.model is not None and all(one.path != self.options.model for one in uses):
             many = DEFAULT_MANAGED_SLOTS if slots == "auto" else slots
             uses.append(ModelUse(self.options.model, many, self.context or SERVE_CONTEXT))

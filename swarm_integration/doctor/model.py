@@ -29,6 +29,7 @@ class ModelUse:
         invariant: Whether a server is to run it with the profile `invariant`.
         sequences: How many sequences there are in memory; None for one for each slot.
         flash_attention: Whether attention is computed in one pass over keys and values.
+        at_least: Whether a run takes more slots where there is room for them.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class ModelUse:
     invariant: bool = False
     sequences: int | None = None
     flash_attention: bool = False
+    at_least: bool = False
 
 
 def check_model(use: ModelUse) -> Iterator[Finding]:
@@ -107,7 +109,10 @@ def _memory(check: str, header: GgufHeader, use: ModelUse, context: int) -> Find
     free = available_bytes()
     facts = {"needed_bytes": needed, "available_bytes": free, "slots": use.slots}
     slots = f"{use.slots} slot{'' if use.slots == 1 else 's'} of {context:,} tokens"
-    says = f"takes about {needed // _MIB:,} MiB of memory with {slots}"
+    least = "at least" if use.at_least else "about"
+    says = f"takes {least} {needed // _MIB:,} MiB of memory with {slots}"
+    if use.at_least:
+        says += ", more with the slots that a run adds where they fit"
     if free is None:
         return Finding(check, "ok", says, facts=facts)
     says += f"; {free // _MIB:,} MiB are free"

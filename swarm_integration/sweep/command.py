@@ -21,6 +21,7 @@ from swarm_integration.sweep.parameters import parse_value
 from swarm_integration.sweep.plot import SHOWN
 from swarm_integration.sweep.results import SweepResults, table
 from swarm_integration.sweep.runner import SweepRunner
+from swarm_integration.unread import note_of, unread_keys
 
 
 def sweep(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -44,6 +45,9 @@ def sweep(args: argparse.Namespace, words: Sequence[str]) -> int:
         plot=not args.no_plot,
     )
     results = runner.run()
+    base = runner.config.base_scenario
+    if not quiet and (note := note_of(base, unread_keys(base))):
+        print(note, file=sys.stderr)
     if args.json:
         print(json.dumps(_as_json(results)))
     elif not args.quiet:

@@ -18,9 +18,8 @@ from swarm_integration.errors import ScenarioError
 from swarm_integration.scenario import load_scenario, rehearse
 from swarm_integration.sweep.design import Point, SweepParameter
 from swarm_integration.sweep.parameters import Key, parse_value, paths_in, with_values
+from swarm_integration.unread import OPEN
 
-_OPEN = frozenset({"config", "params", "strategy"})
-"""Keys of an agent whose contents its class reads when it likes, perhaps in the middle of a run."""
 _MOST_NAMED = 8
 _LONGEST_QUOTE = 60
 
@@ -104,7 +103,7 @@ def _check_known(said: Any, path: tuple[Key, ...], parameter: SweepParameter, be
         if isinstance(data, ReadMapping) and isinstance(key, str):
             if not data.whole and data.asked and key not in data.asked:
                 raise _unknown(parameter.name, path[:place], key, data)
-            if path[0] == "agents" and place == 2 and key in _OPEN:
+            if path[0] == "agents" and place == 2 and key in OPEN:
                 return
             default = data.asked.get(key)
             data = dict.get(data, key)

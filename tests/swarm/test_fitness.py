@@ -196,3 +196,13 @@ def test_names_are_not_compared_where_the_agent_chose_the_model_itself(
 
     rehearsal, fleet = rehearsed(tmp_path, llm(model="mine"))
     check(rehearsal, fleet, Chosen(), named=True)
+
+
+def test_more_threads_than_cores_are_noted() -> None:
+    def info(kind: str, threads: int) -> BackendInfo:
+        return BackendInfo(kind, 1, 512, "m.gguf", facts={"n_threads": threads})
+
+    few, many = info("llama_inproc", 1), info("llama_inproc", 4096)
+    assert list(crowded([few, info("llama_server", 4096)])) == []
+    [note] = crowded([few, many])
+    assert note.startswith("note: m.gguf has 4096 threads on ")

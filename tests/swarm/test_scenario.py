@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scheduler.seeds import request_seed
 from swarm_integration.errors import ScenarioError
 from swarm_integration.scenario import load_scenario, rehearse
+from swarm_integration.unread import note_of, unread_keys
 from tests.swarm.simulations import (
     NOOP,
     ReplyingBackend,
     awm,
     council,
     llm,
+    manifest,
     simulate,
+    swarm,
+    write_config,
     write_scenario,
 )
 
@@ -251,3 +256,32 @@ def test_run_after_a_rehearsal_draws_the_same_numbers_as_without(tmp_path: Path)
     for _ in range(3):
         rehearse(scenario, {})
     assert welfare() == first
+
+
+def test_keys_that_swarm_does_not_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_scenario(tmp_path / "s.yaml", [llm(1)])
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert unread_keys(path) == []
+    data["agents"][0]["llm"]["temprature"] = 0.1
+    data["agents"][0]["config"] = {"anything": 1}
+    data["success_criteria"] = {"min_epochs": 1}
+    data["notes"] = "of mine"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    found = unread_keys(path)
+    assert set(found) == {"notes", "agents.0.llm.temprature (temperature?)"}
+    config = write_config(tmp_path / "c.yaml", backend={"kind": "fake"})
+    words = ("run", path, "--inference-scheduler", "batch", "--inference-config", config)
+    run = tmp_path / "run"
+    assert swarm(*words, "--run-dir", run) == 0
+    err = capsys.readouterr().err
+    assert f"note: SWARM does not read these keys of {path}: {', '.join(found)}\n" in err
+    assert manifest(run)["unread_keys"] == found
+    assert swarm(*words, "--run-dir", tmp_path / "quiet", "--quiet") == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_many_keys_are_named_in_part() -> None:
+    assert note_of(Path("s.yaml"), [str(n) for n in range(10)]).endswith("6, 7 and 2 more")
+    assert note_of(Path("s.yaml"), []) == ""
