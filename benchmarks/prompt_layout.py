@@ -152,6 +152,7 @@ def measure(agents: int, model: Path, options: argparse.Namespace) -> dict[str, 
         recordings = recorded(agents, options, Path(folder))
     found = {layout: bounds(model, phases) for layout, phases in recordings.items()}
     table: dict[str, Any] = {"agents": agents, "prompts": found, "ways": {}}
+    table["timed"] = not options.counts
     for way, tallies in anyio.run(in_turns, recordings, model, options).items():
         rows: dict[str, dict[str, float]] = {}
         for layout, tally in tallies.items():
@@ -179,9 +180,11 @@ def measure(agents: int, model: Path, options: argparse.Namespace) -> dict[str, 
 
 def lines_of(table: dict[str, Any]) -> Iterator[str]:
     """Yield the report for one number of agents as lines of text."""
-    prompts = table["prompts"]
+    prompts, timed = table["prompts"], table["timed"]
     yield f"\n{table['agents']} agents, {prompts['upstream']['requests']} requests"
-    yield f"{'':14}{'':14}{'prompt tokens':>14}{'computed':>10}{'share':>8}{'requests/min':>14}"
+    yield f"{'':14}{'':14}{'prompt tokens':>14}{'computed':>10}{'share':>8}" + (
+        f"{'requests/min':>14}" if timed else ""
+    )
     for layout, found in prompts.items():
         for name in ("fewest_by_phase", "fewest"):
             label = {"fewest": "fewest", "fewest_by_phase": "fewest, each phase by itself"}[name]
@@ -192,12 +195,10 @@ def lines_of(table: dict[str, Any]) -> Iterator[str]:
             row = rows[layout]
             yield (
                 f"{layout:14}{way:14}{prompts[layout]['prompt_tokens']:>14}{row['computed']:>10}"
-                f"{row['share_of_prompts']:>8.1%}{row['requests_min']:>14.1f}"
-            )
-        yield (
-            f"  {way}: shared_first computes {rows['computed_ratio']:.3f} of upstream's, at "
-            f"{rows['speed_ratio']:.2f} times the requests per minute"
-        )
+                f"{row['share_of_prompts']:>8.1%}"
+            ) + (f"{row['requests_min']:>14.1f}" if timed else "")
+        speed = f", at {rows['speed_ratio']:.2f} times the requests per minute" if timed else ""
+        yield f"  {way}: shared_first computes {rows['computed_ratio']:.3f} of upstream's{speed}"
 
 
 def main() -> None:

@@ -274,7 +274,7 @@ start() {
     set +m && disown
     printf '%s\n' $! "$(birth_of $!)" "${about[@]}" >"$PID_FILE.new" && mv "$PID_FILE.new" "$PID_FILE"
     wait_until_ready "$timeout"
-    echo "ready: http://127.0.0.1:$port/v1 ($slots slots of $ctx tokens, $threads threads, pid $PID, log $LOG)"
+    echo "ready: http://127.0.0.1:$port/v1 ($slots slots of $ctx tokens, threads: $threads, pid $PID, log $LOG)"
     [ "$PWD" = "$ROOT" ] || echo "next: cd '$ROOT'"
     # The scenario names the recommended model; with this configuration any model will do.
     [[ "$model" == */"$RECOMMENDED_FILE" || -n "$alias" ]] || any=configs/llama_server.yaml

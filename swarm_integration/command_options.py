@@ -216,7 +216,7 @@ def certify_parser(commands: Any) -> argparse.ArgumentParser:
     certify = add_command(
         commands,
         "certify",
-        "measure what a backend's arithmetic promises, or whether a run is one",
+        "measure what a backend's arithmetic promises, or whether a run repeats itself",
         "Asks a backend the same prompts alone and in batches, in shuffled order, with cold and "
         "warm prefixes, and counts different answers. The verdict is invariant, repeatable or "
         "ordered, and runs on that backend quote it. With --run a whole scenario is repeated in "

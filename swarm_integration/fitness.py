@@ -93,8 +93,9 @@ def crowded(infos: Iterable[BackendInfo]) -> Iterator[str]:
         threads = info.facts.get("n_threads", 0)
         if info.kind == "llama_inproc" and threads > cores:
             yield (
-                f"note: {info.model} has {threads} threads on {cores} physical cores, where they wait "
-                f"for each other by spinning; the default is {default_threads()}, with other bits"
+                f"note: {info.model} has {threads} threads on {cores} physical cores, where they "
+                "wait for each other by spinning; the default, with other bits, is "
+                f"{default_threads()}"
             )
 
 

@@ -53,7 +53,8 @@ def ended_by_ctrl_c(scheduler: Endable) -> Iterator[None]:
     def end(said: str) -> None:
         count = scheduler.in_flight
         print(  # noqa: T201 - the one moment when it helps
-            f"\n{said}: waiting for {count} requests in flight; Ctrl-C again ends at once",
+            f"\n{said}: waiting for {count} request{'' if count == 1 else 's'} in flight; "
+            "Ctrl-C again ends at once",
             file=sys.stderr,
         )
         scheduler.end(RunInterrupted("the run was interrupted"))

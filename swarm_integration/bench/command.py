@@ -87,8 +87,8 @@ class _Bench:
         }
         self.machine = (
             f"{cpus()} {platform.machine()} CPUs, {threads} threads; {model.name} "
-            f"({header.quantization}, {header.bytes / 1e6:.0f} MB); medians of "
-            f"{options.rounds} rounds"
+            f"({header.quantization}, {header.bytes / 1e6:.0f} MB); "
+            + ("one round" if options.rounds == 1 else f"medians of {options.rounds} rounds")
         )
 
     def measure(self) -> None:

@@ -207,8 +207,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             )
         first = int(match[1])
         last = first if match[2] is None else int(match[2])
-        if last < first or last - first >= _MOST_SEEDS:
-            raise ConfigError(f"seeds: the range {part.strip()} is empty, or too long")
+        if last < first:
+            raise ConfigError(f"seeds: the range {part.strip()} ends before it begins")
+        if last - first >= _MOST_SEEDS:
+            raise ConfigError(
+                f"seeds: the range {part.strip()} has more than {_MOST_SEEDS:,} seeds"
+            )
         found += range(first, last + 1)
     _check_seeds(found)
     return tuple(found)

@@ -12,7 +12,7 @@ from scheduler.backends.fake import FakeBackend
 from scheduler.config import BackendConfig
 from scheduler.types import Message
 from swarm_integration.errors import FitnessError
-from swarm_integration.fitness import check_fitness, estimated_context, same_model
+from swarm_integration.fitness import check_fitness, crowded, estimated_context, same_model
 from swarm_integration.scenario import Rehearsal, rehearse
 from swarm_integration.schemas import Instructions
 from swarm_integration.services import Fleet, muster
