@@ -128,6 +128,8 @@ def _check_path(path: Path) -> None:
         problem = "does not end in .gguf; give a model in GGUF format"
     elif not path.exists():
         problem = "does not exist; check model_path, or download the file first"
+    elif not path.is_file():
+        problem = "is no file; name a model in GGUF format"
     if problem:
         raise ConfigError(f"model {path.absolute()} {problem}")
 

@@ -110,6 +110,11 @@ class Journal:
         """
         await self._on_thread(self._open)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no answer."""
+        return not self._known
+
     def recall(self, request: Request, reask: int, fingerprint: str) -> Answer | str | None:
         """Return what was answered: an answer, a failure's message, or None if nothing."""
         record = self._known.get(question_key(request, reask, fingerprint))

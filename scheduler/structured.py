@@ -93,9 +93,20 @@ class SchemaChecker:
             return str(exc)
         error = next(iter(self.prepare(schema).iter_errors(value)), None)
         if error is None:
-            return ""
+            return "" if _is_encodable(text, value) else "the answer holds half a surrogate pair"
         rule = "/".join(str(part) for part in error.absolute_schema_path)
         return f"the answer breaks the schema's rule {rule}"
+
+
+def _is_encodable(text: str, value: Any) -> bool:
+    """Whether UTF-8 can hold what `text` stands for; an escape may be half a surrogate pair."""
+    if "\\u" not in text:
+        return True
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shape(schema: Any) -> Any:

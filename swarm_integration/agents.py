@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
+from scheduler.backends.chat_answer import encodable
 from scheduler.types import Completion, Message, Outcome, Request, Sampling
 from swarm_integration import compat
 from swarm_integration.choices import current_turn
@@ -116,6 +118,16 @@ class LlmAgents:
         stack.enter_context(compat.replaced(agent, "_call_llm_sync", call_blocking))
 
     def _maker(self, agent: Any, system_prompt: str, user_prompt: str) -> RequestMaker:
+        """Return what makes the request; an error in it, too, is for the rounds to raise.
+
+        Raised here it would end in upstream's agent, which takes any error for a failed call.
+        """
+        try:
+            return self._made(agent, encodable(system_prompt), encodable(user_prompt))
+        except Exception as exc:  # noqa: BLE001 - whatever it is
+            return partial(_raise, exc)
+
+    def _made(self, agent: Any, system_prompt: str, user_prompt: str) -> RequestMaker:
         service = self._services[agent.agent_id]
         turn = current_turn.get()
         shown = None if turn is None else turn.shown
@@ -152,6 +164,10 @@ class LlmAgents:
         moved = any(message.role == "user" and message.shared_chars for message in messages)
         self._laid_out["shared_first" if moved else "upstream"] += 1
         return messages
+
+
+def _raise(exc: Exception, _ordinal: int) -> NoReturn:
+    raise exc
 
 
 def _settle(agent: Any, completion: Completion) -> tuple[str, int, int]:

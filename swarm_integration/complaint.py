@@ -16,7 +16,7 @@ _BREAK = re.compile(r"(?<=[^\s.])(?:[.;,:]) (?:or )?(?=\S)")
 _ADVICE = re.compile(
     r"(?:add|ask|change|check|choose|convert|correct|create|download|export|free|get|give|go on|"
     r"install|let|lower|make room|make it|name|pass|pip|put|raise|read|remove|run|see|set|start|"
-    r"stop|take|try|type|update|use|wait|write)\b",
+    r"stop|take|try|type|update|use|wait|write)\b(?! = )",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"(.+) \(([^()]+)\)")
@@ -52,6 +52,9 @@ def _split_advice(message: str) -> tuple[str, str]:
     """Split off what to type: the first clause that begins as advice does, and all after it."""
     for match in _BREAK.finditer(message):
         rest = message[match.end() :]
+        before = message[: match.start()]
+        if before.count("(") > before.count(")"):
+            continue  # what is in brackets stays there
         if _ADVICE.match(rest):
             return message[: match.start()], rest[:1].lower() + rest[1:].rstrip(".")
     return message.rstrip("."), ""

@@ -28,7 +28,10 @@ class DeterminismConfig(Section):
         "it is started now as it was when it was certified, which nobody can check.",
     )
     seconds_per_step: Seconds = Field(
-        60.0, description="Simulated seconds per step, which SWARM's ages and rates follow."
+        60.0,
+        le=604_800,
+        description="Simulated seconds per step, which SWARM's ages and rates follow; a week at "
+        "most.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,5 +66,23 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as exc:
         raise RunFilesError(
             f"{path} can't be written: {exc.strerror or exc}. Make room or choose another disk, "
+            "then go on with --resume"
+        ) from exc
+
+
+@contextmanager
+def room_for(directory: Path) -> Iterator[None]:
+    """Name the directory of a run where SWARM itself finds no room for one of its files.
+
+    Raises:
+        RunFilesError: A file can't grow, which the system says without its name.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        raise RunFilesError(
+            f"a file of SWARM's in {directory} can't be written: {exc.strerror or exc}. Make room, "
             "then go on with --resume"
         ) from exc

@@ -21,19 +21,25 @@ from swarm_integration.agents import Service
 from swarm_integration.compat_prompts import Prompt
 from swarm_integration.errors import FitnessError
 from swarm_integration.scenario import Rehearsal
-from swarm_integration.schemas import Instructions
+from swarm_integration.schemas import Instructions, PromptLayout, added_chars
 from swarm_integration.services import Fleet
 
 TOKENS_PER_CHAR = 0.5
 """Tokens a character before the model's own tokenizer can be asked: a high guess."""
 
+TOKENS_PER_MORE_BYTE = 1.25
+"""What each byte beyond a character's first adds: up to 3 tokens for one of Chinese."""
 
-def estimated_context(rehearsal: Rehearsal) -> int:
+
+def estimated_context(rehearsal: Rehearsal, layout: PromptLayout = "upstream") -> int:
     """Return how many tokens a slot should hold, from lengths alone, in steps of 256."""
+    added = added_chars(layout)
     longest = 0
     for prompt in rehearsal.prompts:
-        chars = len(prompt.system) + len(prompt.user)
-        tokens = math.ceil((chars + prompt.growth_chars) * TOKENS_PER_CHAR)
+        text = prompt.system + prompt.user
+        more = len(text.encode("utf-8", "replace")) - len(text)
+        rate = TOKENS_PER_CHAR + TOKENS_PER_MORE_BYTE * more / max(1, len(text))
+        tokens = math.ceil((len(text) + prompt.growth_chars + added) * rate)
         answers = _most_tokens(rehearsal, prompt.agent_id, *prompt.quotes)
         longest = max(longest, tokens + answers)
     return max(2048, math.ceil(longest / 256) * 256)

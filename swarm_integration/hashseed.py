@@ -27,8 +27,9 @@ def restart_with_fixed_hash_seed() -> None:
     if environment is None or sys.flags.ignore_environment or len(sys.orig_argv) < 2:
         return
     command = [sys.executable, *sys.orig_argv[1:]]
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started this
+            stream.flush()
     if sys.platform == "win32":
         sys.exit(_wait_for(command, environment))
     os.execve(sys.executable, command, environment)  # noqa: S606  # our own command line

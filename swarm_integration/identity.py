@@ -120,7 +120,16 @@ def scenario_sha256(path: Path) -> str:
     data = load_yaml(path.read_text(encoding="utf-8"))
     if isinstance(data, dict) and "agents" in data:
         data = {**data, "agents": _without_mendable(data["agents"])}
-    return sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(_with_text_keys(data), sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()
+
+
+def _with_text_keys(data: Any) -> Any:
+    """Return data whose keys can be sorted: YAML has numbers, dates and `on` among them."""
+    if isinstance(data, dict):
+        texts = {key: key if isinstance(key, str) else f"{key!r}" for key in data}
+        return {texts[key]: _with_text_keys(value) for key, value in data.items()}
+    return [_with_text_keys(value) for value in data] if isinstance(data, list) else data
 
 
 def _without_mendable(data: Any) -> Any:

@@ -115,6 +115,7 @@ class Rounds:
         self._scheduler = scheduler
         self._asked: Counter[tuple[str, str]] = Counter()
         self._open: list[Question] = []
+        self._broken: Exception | None = None
         self.played = 0
 
     def start_step(self) -> None:
@@ -148,8 +149,13 @@ class Rounds:
             raise asyncio.CancelledError
         ordinal = self._asked[agent_id, kind]
         self._asked[agent_id, kind] += 1
+        try:
+            request = make(ordinal)
+        except Exception as exc:
+            self._broken = self._broken or exc
+            raise asyncio.CancelledError from exc
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        question = Question(asker, make(ordinal), answer)
+        question = Question(asker, request, answer)
         asker.questions.append(question)
         self._open.append(question)
         asker.moved.set()
@@ -159,7 +165,8 @@ class Rounds:
         """Run `jobs` to their ends, round by round.
 
         Raises:
-            Exception: What the first job (in order) raised, or the scheduler did.
+            Exception: What the first job (in order) raised, or the scheduler did, or the making
+                of a request, which agents don't hear of.
         """
         loop = asyncio.get_running_loop()
         if not isinstance(loop, SimulationLoop):
@@ -168,7 +175,7 @@ class Rounds:
         try:
             for participant, job in zip(participants, jobs, strict=True):
                 await self._start(participant, job)
-            while await _all_wait(loop, participants):
+            while await self._all_wait(loop, participants):
                 await self._play_round()
         finally:
             self._open.clear()
@@ -182,6 +189,27 @@ class Rounds:
                 if question.completion is not None
             ],
         )
+
+    async def _all_wait(self, loop: SimulationLoop, participants: Sequence[Participant]) -> bool:
+        """Return once all participants wait or have finished: whether one still waits.
+
+        Raises:
+            Exception: What a participant raised, or the making of a request.
+        """
+        while True:
+            await loop.idle()
+            if self._broken is not None:
+                raise self._broken
+            for one in participants:
+                if one.task is not None and one.task.done():
+                    one.task.result()
+            unfinished = [one for one in participants if not one.finished]
+            busy = [one for one in unfinished if not one.waits]
+            if not busy:
+                return bool(unfinished)
+            for one in busy:
+                one.moved.clear()
+            await _first_of(one.moved.wait() for one in busy)
 
     async def _start(self, participant: Participant, job: Job) -> None:
         context = copy_context()
@@ -207,26 +235,6 @@ class Rounds:
             question.answer.set_result(completion)
             if question.asker.blocking:
                 await question.asker.moved.wait()
-
-
-async def _all_wait(loop: SimulationLoop, participants: Sequence[Participant]) -> bool:
-    """Return once all participants wait or have finished: whether one still waits.
-
-    Raises:
-        Exception: What a participant raised.
-    """
-    while True:
-        await loop.idle()
-        for one in participants:
-            if one.task is not None and one.task.done():
-                one.task.result()
-        unfinished = [one for one in participants if not one.finished]
-        busy = [one for one in unfinished if not one.waits]
-        if not busy:
-            return bool(unfinished)
-        for one in busy:
-            one.moved.clear()
-        await _first_of(one.moved.wait() for one in busy)
 
 
 def _participant() -> Participant:

@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.engine import Scheduler
+from scheduler.errors import ConfigError
+from scheduler.journal import Journal
 from scheduler.types import Completion
 from swarm_integration import actions, compat, manifest, quoting, summary
 from swarm_integration.agents import LlmAgents
 from swarm_integration.compat import Simulation
 from swarm_integration.config import InferenceConfig
 from swarm_integration.driver import Driver, Mode
+from swarm_integration.files import room_for
 from swarm_integration.fitness import crowded
 from swarm_integration.identity import asked_for, check_same
 from swarm_integration.idle import SimulationLoop
@@ -182,6 +185,7 @@ class Run:
                 with (
                     watching(self._progress, quiet=self._options.quiet),
                     ended_by_ctrl_c(scheduler),
+                    room_for(self.directory.path),
                 ):
                     metrics = await driver.run()
             finally:
@@ -330,6 +334,7 @@ def _opened(
         check_same(before, {**now, **answering}, directory.path)
 
     started = place.run(start(config, rehearsal, directory, parts, place.common, check=check))
+    _check_journal(directory, started.journal)
     if not options.quiet:
         for note in crowded(started.infos.values()):
             print(note, file=sys.stderr)  # noqa: T201  # at once
@@ -352,6 +357,22 @@ def _opened(
         )
     outputs.finish()
     directory.update_manifest(brought_out=outputs.brought_out)
+
+
+def _check_journal(directory: RunDirectory, journal: Journal) -> None:
+    """Check that a run that asked something goes on with the journal that it began with.
+
+    Raises:
+        ConfigError: The journal is empty, so that all would be asked anew.
+    """
+    earlier = directory.earlier or {}
+    broken = (earlier.get("journal") or {}).get("broken")
+    if earlier.get("transcript_lines") and journal.is_empty and not broken:
+        raise ConfigError(
+            f"the run in {directory.path} has answers, but its journal {journal.path} holds none: "
+            "it was moved or removed, or journal.path names another one. Put it back as it was, or "
+            "start a new run"
+        )
 
 
 def _unread(options: RunOptions) -> list[str]:

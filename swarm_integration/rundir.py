@@ -21,6 +21,7 @@ from typing import Any, Self, TextIO
 
 import yaml
 
+from scheduler.backends.chat_answer import encodable
 from scheduler.canonical import canonical_json
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.observe import EventLog, open_run_log
@@ -117,7 +118,7 @@ class RunDirectory:
         self._log_size = (path / LOG).stat().st_size
         if _is_torn(path / LOG):
             self._log_file.write("\n")
-        self.log: EventLog = open_run_log(self._log_file, run=path.name)
+        self.log: EventLog = open_run_log(self._log_file, run=encodable(path.name))
 
     def begin(self) -> None:
         """Begin the transcript; from here on the directory is this attempt's."""
@@ -257,7 +258,11 @@ def _is_torn(log: Path) -> bool:
 
 def _was_refused(path: Path) -> bool:
     """Whether an earlier attempt made the directory and then did not begin."""
-    return (path / MANIFEST).is_file() and not (path / TRANSCRIPT).exists()
+    try:
+        manifest = read_manifest(path)
+    except ConfigError:
+        return False  # it is nobody's, or somebody else's
+    return "identity" not in manifest and not (path / TRANSCRIPT).exists()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -268,9 +273,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
+        why = "it is nested too deep" if isinstance(exc, RecursionError) else exc
         raise ConfigError(
-            f"there is no run in {path}: {MANIFEST} can't be read ({exc}). Give the directory of a "
+            f"there is no run in {path}: {MANIFEST} can't be read ({why}). Give the directory of a "
             "run, such as runs/a"
         ) from exc
     if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:

@@ -9,7 +9,7 @@ agents there are and how long their prompts begin.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,18 @@ def load_scenario(path: Path, overrides: Mapping[str, int | None] | None = None)
     for name, value in (overrides or {}).items():
         if value is not None:
             setattr(scenario.orchestrator_config, name, value)
+    _check_length(scenario.orchestrator_config, path)
     _check_seed(scenario.orchestrator_config.seed, path, overrides or {})
     return scenario
+
+
+def _check_length(config: Any, path: Path) -> None:
+    for key in ("n_epochs", "steps_per_epoch"):
+        length = getattr(config, key)
+        if not isinstance(length, int) or length < 1:
+            raise ScenarioError(
+                f"scenario {path}: {key} must be a whole number, 1 or more; got {length!r}"
+            )
 
 
 def _check_seed(seed: Any, path: Path, overrides: Mapping[str, int | None]) -> None:
@@ -149,8 +159,20 @@ def rehearse(path: Path, overrides: Mapping[str, int | None]) -> Rehearsal:
                 blocks[llm_agent.agent_id] = LlmBlock(llm_agent, seed, limit_s)
             if inner:
                 observation = simulation.observe(agent.agent_id)
-                prompts.extend(first_prompts(agent, orchestrator, observation))
+                prompts.extend(_first_prompts(path, agent, orchestrator, observation))
     return Rehearsal(blocks, tuple(prompts), config.seed)
+
+
+def _first_prompts(path: Path, agent: Any, orchestrator: Any, observation: Any) -> Sequence[Prompt]:
+    try:
+        prompts = list(first_prompts(agent, orchestrator, observation))
+        if all(isinstance(one.system + one.user, str) for one in prompts):
+            return prompts
+    except TypeError:
+        pass
+    raise ScenarioError(
+        f"scenario {path}: no prompt can be made for {agent.agent_id}: system_prompt must be a text"
+    )
 
 
 def _seeds(specs: list[Any], path: Path) -> dict[str, int]:

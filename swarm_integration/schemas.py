@@ -144,6 +144,11 @@ def _narrowed(schema: OutputSchema, shown: Shown) -> OutputSchema:
     return makers[schema.name](shown) if schema.name in makers else schema
 
 
+def added_chars(layout: PromptLayout) -> int:
+    """Return how many characters a layout adds to a prompt at most."""
+    return OWN_ROW_CHARS if layout == "shared_first" else 0
+
+
 class Instructions:
     """Upstream's three blocks of instructions, and what belongs to each.
 
@@ -201,7 +206,7 @@ class Instructions:
     @property
     def added_chars(self) -> int:
         """How many characters the layout adds to a prompt at most."""
-        return OWN_ROW_CHARS if self.layout == "shared_first" else 0
+        return added_chars(self.layout)
 
     def messages(
         self, system_prompt: str, user_prompt: str, scene: Scene | None = None

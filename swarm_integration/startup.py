@@ -208,7 +208,7 @@ async def _open_journal(config: InferenceConfig, directory: RunDirectory) -> Jou
 
 def _context(config: InferenceConfig, rehearsal: Rehearsal) -> int:
     context = config.backend.context_per_slot
-    return estimated_context(rehearsal) if context == "auto" else context
+    return estimated_context(rehearsal, config.prompt_layout) if context == "auto" else context
 
 
 def server_spec(

@@ -157,3 +157,14 @@ def test_what_could_be_meant_otherwise_is_left_to_the_library(
 ) -> None:
     with pytest.raises(UnknownKeywordError, match=says):
         grammar_of(schema)
+
+
+@pytest.mark.parametrize(
+    ("escape", "allowed"),
+    [
+        *((each, True) for each in ("0041", "cafe", "D7ff", "E000", "ffff")),
+        *((each, False) for each in ("d800", "DBFF", "dc00", "dfff")),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_not_written(escape: str, allowed: bool) -> None:
+    assert lets_through({"type": "string"}, rf'"\u{escape}"') is allowed

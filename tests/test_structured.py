@@ -63,6 +63,21 @@ def test_no_text_raises_anything_else(text: str) -> None:
     assert isinstance(checker.violation(SCHEMA, text), str)
 
 
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        (r"hi \ud83d", False),
+        (r"\uDE00\ud83d", False),
+        (r"hi \ud83d\ude00", True),
+        (r"\u00e9", True),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_answer(text: str, holds: bool) -> None:
+    schema = OutputSchema("text", {"type": "object"})
+    found = SchemaChecker().violation(schema, f'{{"content": "{text}"}}')
+    assert found == ("" if holds else "the answer holds half a surrogate pair")
+
+
 @pytest.mark.parametrize("filler", [" ", "`", "```", "{", "```json ", "\n"])
 def test_long_nonsense_takes_no_long_time(filler: str) -> None:
     began = time.process_time()

@@ -26,7 +26,10 @@ _KNOWN = {
 }  # fmt: skip
 _SHARED_RULES = {
     "space": '" "?',
-    "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt/] | "u" [0-9a-fA-F]{4})',
+    "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt/] | "u" code)',
+    # No halves of surrogate pairs, of which a length could cut one off; what they stand for can
+    # be written as it is.
+    "code": "[0-9a-cA-CeEfF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}",
     "integral": '"-"? ("0" | [1-9] [0-9]{0,15})',
     "integer": "integral",
     "number": 'integral ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,3})?',

@@ -230,7 +230,7 @@ def record(agents: int, steps: int, layout: PromptLayout, folder: Path) -> Workl
         simulation = _built(scenario, reproducible)
         work = _asked(simulation, fleet, config, reproducible)
         rounds = runner.run(work, context=copy_context())
-    return Workload(agents, steps, layout, estimated_context(rehearsal), rounds, text)
+    return Workload(agents, steps, layout, estimated_context(rehearsal, layout), rounds, text)
 
 
 def _built(scenario: Any, reproducible: Reproducible) -> Simulation:

@@ -95,7 +95,7 @@ class Case:
             return configured
         if self.chosen is None or not self.chosen.prompts:
             return None
-        return estimated_context(self.chosen)
+        return estimated_context(self.chosen, self.config.prompt_layout)
 
     @property
     def threads(self) -> tuple[int | None, str]:

@@ -85,7 +85,7 @@ def _scenario(case: Case) -> list[Finding]:
         return findings
     findings += _layout(case)
     if case.in_process and chosen.prompts:
-        findings += _context_in_process(case, estimated_context(chosen))
+        findings += _context_in_process(case, estimated_context(chosen, case.config.prompt_layout))
     return findings
 
 

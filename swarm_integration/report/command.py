@@ -155,6 +155,8 @@ def _contents(
 
 def _check_free(name: str, path: Path) -> None:
     """Check that what is at `path`, if anything, is an earlier report and not a run's own file."""
+    if not path.name or path.is_dir():
+        raise ConfigError(f"--{_OPTIONS[name]} names a directory, {path}. Give a file in it")
     if path.is_symlink() or not path.is_file():
         return
     try:

@@ -74,7 +74,7 @@ def spread_of(samples: Iterable[float]) -> Spread | None:
 
 def nice_width(span: float, most_bins: int) -> float:
     """Return the smallest of 1, 2, 5 times a power of ten that needs at most `most_bins`."""
-    if not span > 0:
+    if not span > 1e-300:  # none at all, and for smaller ones no power of ten is left
         return 1.0
     rough = span / most_bins
     power = 10.0 ** math.floor(math.log10(rough))

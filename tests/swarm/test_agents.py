@@ -13,6 +13,7 @@ from swarm.agents.llm_agent import LLMAgent
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ServerFault, StepAborted
 from scheduler.types import Request
+from swarm_integration.schemas import Instructions
 from tests.swarm.simulations import (
     NOOP,
     POST,
@@ -350,3 +351,18 @@ def test_self_ensemble_asks_several_times_with_different_seeds(tmp_path: Path) -
     assert asked == [(f"llm_{n}", ordinal) for n in (1, 2) for ordinal in (0, 1, 2)]
     assert len(set(backend.seeds)) == 6
     assert run.rounds == 3
+
+
+@pytest.mark.parametrize("mode", ["batch", "serial"])
+def test_half_a_surrogate_pair_in_what_others_said_silences_nobody(
+    mode: Any, tmp_path: Path
+) -> None:
+    """Without schemas nothing keeps it out of the state, and so of the prompts."""
+    half = POST.replace('"content": "', '"content": "\\ud83d ')
+    assert half != POST
+    scenario = write_scenario(tmp_path / "s.yaml", [llm(2)], steps=3)
+    backend = ReplyingBackend(lambda request, put: half)
+    free = Instructions(structured=False)
+    run = simulate(scenario, backend, mode=mode, instructions=free)
+    assert len(run.posts) == 6
+    assert any("\ufffd" in one.messages[-1].content for one in backend.requests)

@@ -14,7 +14,7 @@ from scheduler.types import Message
 from swarm_integration.errors import FitnessError
 from swarm_integration.fitness import check_fitness, crowded, estimated_context, same_model
 from swarm_integration.scenario import Rehearsal, rehearse
-from swarm_integration.schemas import Instructions
+from swarm_integration.schemas import Instructions, PromptLayout
 from swarm_integration.services import Fleet, muster
 from tests.swarm.simulations import ReplyingBackend, awm, council, llm, on_loop, write_scenario
 
@@ -206,3 +206,12 @@ def test_more_threads_than_cores_are_noted() -> None:
     assert list(crowded([few, info("llama_server", 4096)])) == []
     [note] = crowded([few, many])
     assert note.startswith("note: m.gguf has 4096 threads on ")
+
+
+def test_a_persona_in_chinese_and_a_layout_that_adds_text_get_more_context(tmp_path: Path) -> None:
+    def context(persona: str, layout: PromptLayout = "upstream") -> int:
+        path = write_scenario(tmp_path / "s.yaml", [llm(system_prompt=persona)])
+        return estimated_context(rehearse(path, {}), layout)
+
+    assert context("\u8bda" * 2000) >= context("ab" * 1000) + 4000
+    assert context("a" * 9000, "shared_first") > context("a" * 9000)

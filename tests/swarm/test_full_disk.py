@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from scheduler.errors import ConfigError, JournalError
 from swarm_integration.errors import RunFilesError
+from swarm_integration.files import room_for
 from swarm_integration.rundir import RunDirectory, recorded_end
 from tests.swarm.simulations import llm, manifest, swarm, write_config, write_scenario
 from tests.swarm.test_resume import check_is_like, check_nothing_was_asked_twice, command
@@ -141,3 +143,11 @@ def test_a_run_whose_files_can_not_grow_says_so_and_is_resumed_to_the_same_end(m
     check_is_like(RUN, FRESH)
     check_nothing_was_asked_twice(RUN)
     assert manifest(RUN)["state"] == "completed"
+
+
+def test_no_room_for_a_file_that_swarm_writes_is_told_as_such(tmp_path: Path) -> None:
+    told = r"a file of SWARM's in .* can't be written: File too"
+    with pytest.raises(RunFilesError, match=told), room_for(tmp_path):
+        raise OSError(errno.EFBIG, "File too large")
+    with pytest.raises(ConnectionResetError), room_for(tmp_path):
+        raise ConnectionResetError

@@ -530,3 +530,29 @@ def test_a_transcript_is_written_anew_and_not_trusted(scenario: Path, config: Pa
     assert swarm(*command(RUN, config, "--resume")) == 0
     assert (RUN / "transcript.jsonl").read_bytes() == before
     assert len(json_lines(RUN / "transcript.jsonl")) == manifest(RUN)["transcript_lines"]
+
+
+@pytest.mark.parametrize("how", ["removed", "another"])
+def test_a_run_without_its_journal_is_not_asked_anew(
+    how: str, scenario: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swarm(*command(RUN, config)) == 0
+    if how == "removed":
+        (RUN / "journal.sqlite3").rename("elsewhere.sqlite3")
+        other = config
+    else:
+        other = write_config(Path("other.yaml"), backend=FAKE, journal={"path": "new.sqlite3"})
+    before = {
+        file: file.read_bytes() for file in RUN.iterdir() if not file.name.startswith("journal")
+    }
+    assert swarm(*command(RUN, other, "--resume")) == 2
+    assert "has answers, but its journal" in capsys.readouterr().err
+    for file, content in before.items():
+        assert file.read_bytes() == content
+    hash_before = manifest(RUN)["trace_hash"]
+    if how == "removed":  # and moved, which is allowed
+        moved = write_config(
+            Path("moved.yaml"), backend=FAKE, journal={"path": "elsewhere.sqlite3"}
+        )
+        assert swarm(*command(RUN, moved, "--resume")) == 0
+        assert manifest(RUN)["trace_hash"] == hash_before

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -14,7 +15,7 @@ import pytest
 from scheduler.backends.fake import FakeBackend
 from scheduler.config import SchedulerConfig
 from scheduler.engine import Scheduler
-from scheduler.errors import RequestRejected, SchedulerError, StepAborted
+from scheduler.errors import ConfigError, RequestRejected, SchedulerError, StepAborted
 from scheduler.types import Completion, Message, Request
 from swarm_integration.rounds import Job, Phase, RequestMaker, Rounds
 from tests.swarm.simulations import on_loop
@@ -387,3 +388,36 @@ def test_asking_without_a_scheduler_is_refused() -> None:
 def test_another_event_loop_is_refused() -> None:
     with pytest.raises(SchedulerError, match="SimulationLoop"):
         asyncio.run(Rounds(None).play([]))
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_request_that_can_not_be_made_ends_the_phase_and_not_its_agent_alone(
+    blocking: bool,
+) -> None:
+    def broken(ordinal: int) -> Request:
+        raise ConfigError("no such request")
+
+    async def main() -> None:
+        async with Recorder() as scheduler:
+            rounds = Rounds(scheduler)
+
+            async def careless() -> str:
+                try:
+                    if blocking:
+                        ask = partial(rounds.ask_blocking, "a", "act", broken)
+                        await anyio.to_thread.run_sync(ask, abandon_on_cancel=False)
+                    else:
+                        await rounds.ask("a", "act", broken)
+                except Exception:  # noqa: BLE001 - as upstream's agents do
+                    return "noop"
+                return "asked"
+
+            async def other() -> Completion:
+                return await rounds.ask("b", "act", maker("b"))
+
+            jobs = [Job(careless, blocking=blocking), Job(other)]
+            with pytest.raises(ConfigError, match="no such request"):
+                await rounds.play(jobs)
+            assert scheduler.steps == []
+
+    on_loop(main)

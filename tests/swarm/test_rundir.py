@@ -161,3 +161,16 @@ def test_a_directory_has_one_run_at_a_time(tmp_path: Path) -> None:
         assert (path / "inference.jsonl").read_bytes() == before
     with RunDirectory(path, resume=True):
         pass
+
+
+@pytest.mark.parametrize(
+    "content", ['{"name": "a browser extension"}', '{"version": 1, "identity": {}}', "no JSON"]
+)
+def test_a_directory_of_something_else_is_left_alone(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    path.mkdir()
+    (path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="exists already"):
+        RunDirectory(path)
+    assert (path / "manifest.json").read_text(encoding="utf-8") == content
+    assert [file.name for file in path.iterdir()] == ["manifest.json"]
