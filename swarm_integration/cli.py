@@ -198,10 +198,12 @@ def _run(
     from scheduler.config import load_config
     from scheduler.errors import ConfigError
     from swarm_integration.config import InferenceConfig
+    from swarm_integration.outputs import check_targets
     from swarm_integration.run import RunOptions, open_run
 
     if ours.resume and ours.run_dir is None:
         raise ConfigError("--resume needs --run-dir DIR, the directory of the run to go on with")
+    check_targets(args)
     flags = {
         "scheduler.slots": ours.slots,
         "scheduler.max_batch": ours.max_batch,

@@ -52,19 +52,23 @@ def _split_advice(message: str) -> tuple[str, str]:
     """Split off what to type: the first clause that begins as advice does, and all after it."""
     for match in _BREAK.finditer(message):
         rest = message[match.end() :]
-        before = message[: match.start()]
-        if before.count("(") > before.count(")"):
-            continue  # what is in brackets stays there
+        if _is_open(message[: match.start()]):
+            continue
         if _ADVICE.match(rest):
             return message[: match.start()], rest[:1].lower() + rest[1:].rstrip(".")
     return message.rstrip("."), ""
 
 
+def _is_open(text: str) -> bool:
+    """Whether text ends within brackets, whose content stays where it is."""
+    return any(text.count(begin) > text.count(end) for begin, end in ("()", "[]", "{}"))
+
+
 def _split_reason(head: str, error: BaseException, message: str) -> tuple[str, str]:
     """Split off why: after a colon, in brackets at the end, or what the cause says."""
-    what, _, why = head.partition(": ")
-    if why:
-        return what, why
+    for match in re.finditer(": ", head):
+        if not _is_open(head[: match.start()]):
+            return head[: match.start()], head[match.end() :]
     if match := _IN_BRACKETS.fullmatch(head):
         return match[1], match[2]
     return head, _cause(error, message)

@@ -7,11 +7,14 @@ the run is resumed; what belongs outside is brought there when the run has ended
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from scheduler.errors import ConfigError
 
 EVENT_LOG = "event_log.jsonl"
 PROMPT_AUDIT = "prompt_audit.jsonl"
@@ -96,3 +99,40 @@ class Outputs:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(memory, self._memory)
         self.brought_out = True
+
+
+def check_targets(args: Any) -> None:
+    """Check that what is written at a run's end can be written, before its beginning.
+
+    Args:
+        args: Upstream's options of `swarm run`.
+
+    Raises:
+        ConfigError: An option names a place where it can't.
+    """
+    for name, is_folder in (("prompt_audit", False), ("export_json", False), ("export_csv", True)):
+        value = getattr(args, name, None)
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            _check_target(option, Path(value), is_folder=is_folder)
+            if name != "prompt_audit":
+                _check_below(option, Path(value))
+
+
+def _check_target(option: str, path: Path, *, is_folder: bool) -> None:
+    if path.exists() and path.is_dir() != is_folder:
+        is_what, wanted = ("a file", "directory") if is_folder else ("a directory", "file")
+        raise ConfigError(f"{option} {path} is {is_what}. Give a {wanted}")
+    place = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not os.access(place, os.W_OK) or not (place.is_dir() or place == path):
+        raise ConfigError(f"{option} {path} can't be written, because {place} can't. Give another")
+
+
+def _check_below(option: str, path: Path) -> None:
+    """Check what upstream checks at the end: that a relative path does not lead outside."""
+    here = Path.cwd().resolve()
+    if not path.is_absolute() and not (here / path).resolve().is_relative_to(here):
+        raise ConfigError(
+            f"{option} {path} leads out of the working directory, which SWARM allows only to whole "
+            f"paths. Give {(here / path).resolve()}"
+        )

@@ -27,7 +27,7 @@ def journal_of(directory: Path, manifest: Mapping[str, Any], given: Path | None 
         places = " and ".join(str(path.absolute()) for path in candidates)
         raise ConfigError(
             f"{places} {'is' if len(candidates) == 1 else 'are'} missing, so there is nothing to "
-            "replay from. Say where the run's journal is: --journal FILE"
+            "replay from. Give --journal FILE, where the run's journal is"
         )
     return found
 

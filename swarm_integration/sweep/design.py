@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from scheduler.backends.chat_answer import encodable
 from scheduler.canonical import canonical_json
 from scheduler.errors import ConfigError
 from swarm_integration.config import InferenceConfig
@@ -239,6 +240,8 @@ def _check_plain(name: str, value: Any) -> None:
     """Check that a value can stand in tables and files."""
     if isinstance(value, dict):
         for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"parameter {name} has the key {key!r}. Put it into quotes")
             _check_plain(name, key)
             _check_plain(name, inner)
     elif isinstance(value, list | tuple):
@@ -246,6 +249,8 @@ def _check_plain(name: str, value: Any) -> None:
             _check_plain(name, inner)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"parameter {name} has the value {value!r}. Give a finite number")
+    elif isinstance(value, str) and encodable(value) != value:
+        raise ConfigError(f"parameter {name}: {value!r} holds half a surrogate pair. Remove it")
     elif not isinstance(value, str | int | float | None):
         raise ConfigError(
             f"parameter {name} has the value {value!r}, which is no number, text, list or "

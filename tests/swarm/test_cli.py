@@ -756,3 +756,27 @@ def test_output_that_nobody_reads_ends_without_a_word() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--export-json", "/", "is a directory. Give a file"),
+        ("--prompt-audit", ".", "is a directory. Give a file"),
+        ("--export-csv", "s.yaml", "is a file. Give a directory"),
+        ("--export-json", "s.yaml/x.json", "can't be written, because"),
+        ("--export-json", "../x.json", "leads out of the working directory"),
+        ("--export-csv", "../x", "leads out of the working directory"),
+    ],
+)
+def test_what_can_not_be_written_at_the_end_is_refused_at_the_start(
+    option: str, value: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scenario(Path("s.yaml"), [{"type": "honest"}])
+    run = tmp_path / "run"
+    words = ("run", "s.yaml", "--inference-scheduler", "batch", "--run-dir", run)
+    assert swarm(*words, option, value) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    for part in says.split(". "):
+        assert part.lower() in err.lower()
+    assert not run.exists()

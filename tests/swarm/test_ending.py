@@ -42,6 +42,19 @@ from swarm_integration.ending import guarded
             "go on in it with --resume, or give another one",
         ),
         ("something is wrong", "something is wrong", "", ""),
+        (
+            "llm_1: no answer in 30 s (raise the agent's timeout, or lower its slots). 0 of 1 came",
+            "llm_1",
+            "no answer in 30 s (raise the agent's timeout, or lower its slots). 0 of 1 came",
+            "",
+        ),
+        (
+            "p must be a list, as [{'type': 'llm', 'count': 3}] is; got 1",
+            "p must be a list, as [{'type': 'llm', 'count': 3}] is; got 1",
+            "",
+            "",
+        ),
+        ("f.yaml: name = 5: no text", "f.yaml", "name = 5: no text", ""),
     ],
 )
 def test_error_is_told_as_what_why_and_what_to_type(

@@ -84,7 +84,9 @@ def test_a_long_name_is_cut_and_stays_its_own() -> None:
         ((0.5, math.nan), "the value nan. Give a finite number"),
         (([1.0, math.inf],), "the value inf"),
         ((date(2026, 1, 1),), "Put a date into quotes"),
-        (({"a": {date(2026, 1, 1): 1}},), "Put a date into quotes"),
+        (({"a": {date(2026, 1, 1): 1}},), "Put it into quotes"),
+        (({1: "a", "b": "c"},), "has the key 1. Put it into quotes"),
+        (("\ud83d",), "half a surrogate pair"),
     ],
 )
 def test_values_that_give_no_point_or_one_twice_are_refused(
