@@ -66,9 +66,9 @@ def _is_open(text: str) -> bool:
 
 def _split_reason(head: str, error: BaseException, message: str) -> tuple[str, str]:
     """Split off why: after a colon, in brackets at the end, or what the cause says."""
-    for match in re.finditer(": ", head):
-        if not _is_open(head[: match.start()]):
-            return head[: match.start()], head[match.end() :]
+    for colon in re.finditer(": ", head):
+        if not _is_open(head[: colon.start()]):
+            return head[: colon.start()], head[colon.end() :]
     if match := _IN_BRACKETS.fullmatch(head):
         return match[1], match[2]
     return head, _cause(error, message)
