@@ -61,7 +61,10 @@ def _as_ctrl_c(_number: int, frame: FrameType | None) -> None:
 
 def _reported(command: Callable[[], int], *, debug: bool, help_command: str) -> int:
     try:
-        return command()
+        code = command()
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()  # here, where it may fail
+        return code
     except Exception as exc:
         from scheduler.errors import ConfigError, SchedulerError
         from swarm_integration.complaint import complaint
@@ -70,7 +73,8 @@ def _reported(command: Callable[[], int], *, debug: bool, help_command: str) -> 
             raise
         if isinstance(exc, BrokenPipeError):
             return _unheard()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         print(complaint(exc, help_command=help_command), file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(exc, ConfigError) else EXIT_ABORTED
 

@@ -748,12 +748,19 @@ def test_a_sweep_is_no_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert "type: swarm sweep sweep.yaml --output results/sweep/" in err
 
 
-def test_output_that_nobody_reads_ends_without_a_word() -> None:
+@pytest.mark.parametrize("buffered", [False, True])
+def test_output_that_nobody_reads_ends_without_a_word(buffered: bool) -> None:
     code = "from swarm_integration.cli import main\nraise SystemExit(main(['agents']))"
-    command = [sys.executable, "-c", f"{code}"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment,
+        check=False,
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
 
