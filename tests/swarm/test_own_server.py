@@ -98,10 +98,13 @@ def test_serve_says_what_to_type_next_and_that_its_server_has_ended(
 
 
 class InterruptingStream(io.StringIO):
-    """Types Ctrl-C once it has been told where the server is."""
+    """Types Ctrl-C once, when it has been told where the server is."""
+
+    typed = False
 
     def flush(self) -> None:
-        if "pid" in self.getvalue():
+        if "pid" in self.getvalue() and not self.typed:
+            self.typed = True
             os.kill(os.getpid(), signal.SIGINT)
 
 
