@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.engine import Scheduler
-from scheduler.errors import ConfigError
-from scheduler.journal import Journal
 from scheduler.types import Completion
 from swarm_integration import actions, compat, manifest, quoting, summary
 from swarm_integration.agents import LlmAgents
@@ -40,6 +38,7 @@ from swarm_integration.place import OwnPlace, Place
 from swarm_integration.progress import Progress
 from swarm_integration.reproducible import Reproducible
 from swarm_integration.rounds import Rounds
+from swarm_integration.run_journal import check_kept
 from swarm_integration.rundir import (
     RunDirectory,
     default_run_dir,
@@ -310,7 +309,7 @@ def _opened(
     config = options.config
     rehearsal = rehearse(options.scenario, options.overrides)
     # Of runs that share a process, none may change how the others' scenarios are read.
-    unread = _unread(options) if place.common is None else []
+    unread = unread_keys(options.scenario) if place.common is None else []
     memory = scenario.orchestrator_config.graph_memory_path
     outputs = Outputs(
         directory.path, None if memory is None else Path(memory), earlier=directory.earlier
@@ -334,10 +333,10 @@ def _opened(
         check_same(before, {**now, **answering}, directory.path)
 
     started = place.run(start(config, rehearsal, directory, parts, place.common, check=check))
-    _check_journal(directory, started.journal)
+    check_kept(directory.path, directory.earlier, started.journal)
     if not options.quiet:
-        for note in crowded(started.infos.values()):
-            print(note, file=sys.stderr)  # noqa: T201  # at once
+        for note in (*note_of(options.scenario, unread), *crowded(started.infos.values())):
+            print(note, file=sys.stderr)  # noqa: T201  # before the run, not after it
     directory.begin()
     outputs.begin()
     copies = directory.copy_inputs(options.scenario, manifest.written_configuration(config))
@@ -357,30 +356,6 @@ def _opened(
         )
     outputs.finish()
     directory.update_manifest(brought_out=outputs.brought_out)
-
-
-def _check_journal(directory: RunDirectory, journal: Journal) -> None:
-    """Check that a run that asked something goes on with the journal that it began with.
-
-    Raises:
-        ConfigError: The journal is empty, so that all would be asked anew.
-    """
-    earlier = directory.earlier or {}
-    broken = (earlier.get("journal") or {}).get("broken")
-    if earlier.get("transcript_lines") and journal.is_empty and not broken:
-        raise ConfigError(
-            f"the run in {directory.path} has answers, but its journal {journal.path} holds none: "
-            "it was moved or removed, or journal.path names another one. Put it back as it was, or "
-            "start a new run"
-        )
-
-
-def _unread(options: RunOptions) -> list[str]:
-    """Return the scenario's keys that SWARM does not read, and tell whoever looks on."""
-    found = unread_keys(options.scenario)
-    if found and not options.quiet:
-        print(note_of(options.scenario, found), file=sys.stderr)  # noqa: T201  # at once
-    return found
 
 
 def make_reproducible(options: RunOptions, scenario: Any) -> Reproducible | None:

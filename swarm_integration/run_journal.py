@@ -1,4 +1,4 @@
-"""Where the journal of a run that is over lies."""
+"""Where the journal of a run lies, and whether it is the one that the run began with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.errors import ConfigError
-from swarm_integration.rundir import JOURNAL
+from scheduler.journal import Journal
+from swarm_integration.rundir import JOURNAL, TRANSCRIPT
+
+
+def check_kept(directory: Path, earlier: Mapping[str, Any] | None, journal: Journal) -> None:
+    """Check that a run that asked something goes on with the journal that it began with.
+
+    Args:
+        directory: The run's directory, with the transcript of the earlier attempt.
+        earlier: The earlier attempt's manifest, None for a new run.
+        journal: The journal, open.
+
+    Raises:
+        ConfigError: The journal is empty, so that all would be asked anew.
+    """
+    if earlier is None or not journal.is_empty:
+        return
+    # The manifest of a killed run does not say how far it came.
+    transcript = directory / TRANSCRIPT
+    asked = transcript.is_file() and transcript.stat().st_size > 0
+    if asked and not (earlier.get("journal") or {}).get("broken"):
+        raise ConfigError(
+            f"the run in {directory} has answers, but its journal {journal.path} holds none: it "
+            "was moved or removed, or journal.path names another one. Put it back as it was, or "
+            "start a new run"
+        )
 
 
 def journal_of(directory: Path, manifest: Mapping[str, Any], given: Path | None = None) -> Path:

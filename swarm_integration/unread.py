@@ -37,12 +37,12 @@ def unread_keys(path: Path) -> list[str]:
     return list(_unread(said, ()))
 
 
-def note_of(path: Path, keys: list[str]) -> str:
-    """Return what a person is told of these keys; nothing where there are none."""
+def note_of(path: Path, keys: list[str]) -> Iterator[str]:
+    """Yield what a person is told of these keys; nothing where there are none."""
     if not keys:
-        return ""
+        return
     more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-    return f"note: SWARM does not read these keys of {path}: {', '.join(keys[:_MOST_NAMED])}{more}"
+    yield f"note: SWARM does not read these keys of {path}: {', '.join(keys[:_MOST_NAMED])}{more}"
 
 
 def _unread(data: Any, above: tuple[str | int, ...]) -> Iterator[str]:

@@ -46,7 +46,7 @@ def sweep(args: argparse.Namespace, words: Sequence[str]) -> int:
     )
     results = runner.run()
     base = runner.config.base_scenario
-    if not quiet and (note := note_of(base, unread_keys(base))):
+    for note in () if quiet else note_of(base, unread_keys(base)):
         print(note, file=sys.stderr)
     if args.json:
         print(json.dumps(_as_json(results)))

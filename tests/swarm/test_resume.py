@@ -532,12 +532,18 @@ def test_a_transcript_is_written_anew_and_not_trusted(scenario: Path, config: Pa
     assert len(json_lines(RUN / "transcript.jsonl")) == manifest(RUN)["transcript_lines"]
 
 
-@pytest.mark.parametrize("how", ["removed", "another"])
+@pytest.mark.parametrize("how", ["removed", "another", "killed"])
 def test_a_run_without_its_journal_is_not_asked_anew(
     how: str, scenario: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert swarm(*command(RUN, config)) == 0
-    if how == "removed":
+    if how == "killed":  # its manifest says nothing of what was asked
+        data = manifest(RUN)
+        for key in ("transcript_lines", "trace_hash", "journal", "inference"):
+            del data[key]
+        text = json.dumps({**data, "state": "running"})
+        (RUN / "manifest.json").write_text(text, encoding="utf-8")
+    if how != "another":
         (RUN / "journal.sqlite3").rename("elsewhere.sqlite3")
         other = config
     else:
@@ -549,7 +555,7 @@ def test_a_run_without_its_journal_is_not_asked_anew(
     assert "has answers, but its journal" in capsys.readouterr().err
     for file, content in before.items():
         assert file.read_bytes() == content
-    hash_before = manifest(RUN)["trace_hash"]
+    hash_before = manifest(RUN).get("trace_hash")
     if how == "removed":  # and moved, which is allowed
         moved = write_config(
             Path("moved.yaml"), backend=FAKE, journal={"path": "elsewhere.sqlite3"}
