@@ -169,15 +169,16 @@ def check_same(before: Any, now: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def explained(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def explained(before: Any, now: Mapping[str, Any]) -> str:
     """Return what differs, in words; nothing where all is the same.
 
     Args:
-        before: An identity.
+        before: An identity, as a manifest has it, which may be damaged.
         now: Another one, or a part of one, which is compared with the same part of `before`.
     """
-    then, here = (_plain({key: each.get(key) for key in now}) for each in (before, now))
-    others = _other_models(then.get("agents") or {}, here.get("agents") or {})
+    earlier = before if isinstance(before, dict) else {}
+    then, here = (_plain({key: each.get(key) for key in now}) for each in (earlier, now))
+    others = _other_models(_models(then), _models(here))
     found = [*others, *differences(then, here)]
     more = f" and {len(found) - _MOST_TOLD} more" if len(found) > _MOST_TOLD else ""
     return "; ".join(found[:_MOST_TOLD]) + more
@@ -189,11 +190,24 @@ def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def _other_models(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """Yield which agents another model answers, and take all models out."""
+def _models(identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the agents whose model is told in words."""
+    agents = identity.get("agents")
+    found = agents.items() if isinstance(agents, dict) else ()
+    return {
+        name: agent
+        for name, agent in found
+        if isinstance(agent, dict) and isinstance(agent.get("model"), dict)
+    }
+
+
+def _other_models(
+    before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
+) -> Iterator[str]:
+    """Yield which agents another model answers, and take these models out."""
     agents: dict[tuple[str, str], list[str]] = {}
     for name in sorted(before.keys() & now.keys()):
-        old, new = before[name].pop("model", {}), now[name].pop("model", {})
+        old, new = before[name].pop("model"), now[name].pop("model")
         if old != new:
             length = 12 if _told(old) == _told(new) else 0  # of a fingerprint, when that is all
             agents.setdefault((_told(old, length), _told(new, length)), []).append(name)
@@ -206,7 +220,7 @@ def _told(model: Mapping[str, str], length: int = 0) -> str:
     build = f"build {model['build']}, " if model.get("build") else ""
     what = f"{model.get('model')!r} ({build}kind {model.get('kind')})"
     return (
-        f"{what} with the fingerprint {model.get('fingerprint', '')[:length]}" if length else what
+        f"{what} with the fingerprint {str(model.get('fingerprint'))[:length]}" if length else what
     )
 
 

@@ -115,3 +115,12 @@ def test_a_model_of_the_same_name_is_told_by_its_fingerprint() -> None:
 def test_what_is_not_known_yet_is_no_difference() -> None:
     assert explained({"seed": 1, "mode": "batch"}, {"mode": "batch"}) == ""
     assert explained({"seed": 1}, {"mode": "batch"}) == "mode was None, is 'batch'"
+
+
+@pytest.mark.parametrize("agents", [None, [], 3, {"llm_1": 1}, {"llm_1": {"model": []}}])
+def test_a_damaged_identity_is_another_one(agents: Any) -> None:
+    now = answered_by(model("fake", "fake", "1", "a" * 64), 1)
+    assert "agents" in explained({"seed": 1, "agents": agents}, now)
+    assert explained(5, now).startswith("agents")
+    odd = {"seed": 1, "agents": {"llm_1": {**now["agents"]["llm_1"], "model": {"fingerprint": 1}}}}
+    assert "the model of llm_1 was None" in explained(odd, now)
